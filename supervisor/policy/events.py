@@ -1,0 +1,161 @@
+"""What the policy is told: one frozen value for each thing that can happen.
+
+Whoever asks (``Start``, ``Stop``, ``StartChild``, ``StopChild``, ``RestartChild``) is obeyed and charged
+nothing. Whatever comes from a process carries the generation it speaks of; what speaks of an older
+generation than the child's present one is ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from supervisor.policy.spec import ChildSpec
+
+__all__ = [
+    "ChildEvent",
+    "Event",
+    "ExitKind",
+    "ExitReason",
+    "Gone",
+    "Hello",
+    "Ready",
+    "Refused",
+    "RestartChild",
+    "Silent",
+    "SpawnFailed",
+    "Start",
+    "StartChild",
+    "Stop",
+    "StopChild",
+    "Tick",
+    "WorkerEvent",
+]
+
+
+class ExitKind(Enum):
+    """How a process ended, as far as anybody knows."""
+
+    EXITED = "exited"
+    SIGNALED = "signaled"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class ExitReason:
+    """How a process ended: ``code`` is the exit code, the signal's number, or None when unknown."""
+
+    kind: ExitKind
+    code: int | None = None
+    detail: str = ""
+
+    def clean(self, spec: ChildSpec) -> bool:
+        """True if the process ended by itself with a code that ``spec`` calls clean."""
+        return self.kind is ExitKind.EXITED and self.code in spec.clean_exit_codes
+
+    def __str__(self) -> str:
+        match self.kind:
+            case ExitKind.EXITED:
+                text = f"exited with code {self.code}"
+            case ExitKind.SIGNALED:
+                text = f"was killed by signal {self.code}"
+            case ExitKind.UNKNOWN:
+                text = "ended for a reason unknown"
+        return f"{text} ({self.detail})" if self.detail else text
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start every child for the first time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop every child, in order, for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: deadlines may have, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartChild:
+    """The operator wants a stopped, failed or finished child back."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopChild:
+    """The operator wants this child down until told otherwise."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestartChild:
+    """The operator or the keeper wants a new generation: charged to neither budget nor backoff."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The process is up and has proved who it is."""
+
+    name: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The device is built and restored, and serves."""
+
+    name: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The process is known to be gone (its pidfd says so); ``charged=False`` if a chaos monkey did it."""
+
+    name: str
+    generation: int
+    exit: ExitReason
+    charged: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """There is no process and there will be none for this Spawn; no Gone follows."""
+
+    name: str
+    generation: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The worker or its host refuses class, options or state: a restart cannot help. Its Gone follows."""
+
+    name: str
+    generation: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """The process lives but a heartbeat or a request is overdue."""
+
+    name: str
+    generation: int
+
+
+WorkerEvent = Hello | Ready | Gone | SpawnFailed | Refused | Silent
+"""Events that carry a generation."""
+
+ChildEvent = StartChild | StopChild | RestartChild | WorkerEvent
+"""Events that carry a child's name."""
+
+Event = Start | Stop | Tick | ChildEvent
