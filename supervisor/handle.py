@@ -1,0 +1,226 @@
+"""A device as its user sees it, wherever it runs: ``sup["uart0"]``.
+
+``DeviceHandle`` is the contract and the common part (sinks, bookkeeping); ``LocalHandle`` is a device in
+this process, for debugging and as the yardstick; the handle of a device in a worker is in
+``supervisor.remote``. One contract suite in the tests runs on both.
+
+Outputs (bytes, interrupt edges) are queued here and delivered only from ``dispatch``, never inside
+another delivery or a blocking request. A sink that raises stops the delivery; what it was given counts
+as delivered.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from supervisor.device import NO_ALARM, Device
+from supervisor.errors import LocalError
+from supervisor.registers import Access, evaluate_counter
+from supervisor.worker.records import Input, InputKind, Output, OutputKind
+from supervisor.worker.session import Launch, Session
+
+__all__ = ["Clock", "DeviceHandle", "LocalHandle", "Mmio"]
+
+Clock = Callable[[], int]  # guest time in ns
+ByteSink = Callable[[bytes], None]
+IrqSink = Callable[[int, bool], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Mmio:
+    """Where a device lies in the machine's address space (bytes), and its interrupt number there."""
+
+    base: int
+    size: int
+    irq: int | None = None
+
+
+class DeviceHandle(ABC):
+    """One device: its registers, its requests, its outputs.
+
+    Sizes are bytes, times seconds where they are called ``timeout`` and guest ns otherwise. Every request
+    blocks through a restart and returns the true answer, or raises :class:`~supervisor.errors.DeviceGone`,
+    :class:`~supervisor.errors.DeviceError` or :class:`~supervisor.errors.RequestTimeout`.
+    """
+
+    def __init__(self, name: str, mmio: Mmio | None) -> None:
+        self.name = name
+        self.mmio = mmio
+        self._outputs: deque[Output] = deque()
+        self._byte_sink: ByteSink | None = None
+        self._irq_sink: IrqSink | None = None
+
+    # -- requests --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, offset: int, size: int) -> int:
+        """Reads ``size`` bytes (1, 2, 4 or 8) at ``offset``."""
+
+    @abstractmethod
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Writes ``value``, ``size`` bytes, at ``offset``."""
+
+    @abstractmethod
+    def call_bytes(self, request: bytes) -> bytes:
+        """A request of the device's own protocol: serialized in, serialized out."""
+
+    @abstractmethod
+    def send(self, data: bytes) -> None:
+        """Hands bytes from outside (console input and the like) to the device's ``receive``."""
+
+    def call(self, request: Any, reply_type: Any = None) -> Any:
+        """A protobuf request; the reply is parsed as ``reply_type`` (default: the request's own type)."""
+        reply = (reply_type or type(request))()
+        reply.ParseFromString(self.call_bytes(request.SerializeToString()))
+        return reply
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Returns when every posted write and every ``send`` so far has taken effect."""
+
+    # -- levels and time -------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def irq_levels(self) -> int:
+        """The interrupt lines that are raised, as a bit mask; sees all earlier writes. No system call."""
+
+    @property
+    @abstractmethod
+    def next_alarm_ns(self) -> int:
+        """Guest time of the device's next alarm, or ``NO_ALARM``; sees all earlier writes."""
+
+    @abstractmethod
+    def deliver_alarm(self, at_ns: int) -> None:
+        """Tells the device that guest time has reached ``at_ns``. The fleet calls this from ``dispatch``."""
+
+    # -- outputs ---------------------------------------------------------------------------------
+
+    def on_output(self, sink: ByteSink | None) -> None:
+        """Registers who takes the bytes that the device emits; they are called from ``dispatch``."""
+        self._byte_sink = sink
+
+    def on_irq(self, sink: IrqSink | None) -> None:
+        """Registers who takes every edge ``(line, raised)``, for a machine that does not poll levels."""
+        self._irq_sink = sink
+
+    def deliver_outputs(self) -> bool:
+        """Hands queued outputs to the sinks; true if there was anything. Bytes wait until there is a sink."""
+        delivered = False
+        outputs = self._outputs
+        while outputs:
+            output = outputs[0]
+            if output.kind == OutputKind.BYTES and self._byte_sink is None:
+                break
+            outputs.popleft()
+            delivered = True
+            if output.kind == OutputKind.BYTES:
+                assert self._byte_sink is not None  # noqa: S101 - checked above
+                self._byte_sink(output.payload)
+            elif self._irq_sink is not None:
+                self._irq_sink(output.detail >> 1, bool(output.detail & 1))
+        return delivered
+
+
+class _NoLoop:
+    """The in-process mode has no loop of its own: a device that watches descriptors needs a worker."""
+
+    def watch(self, fd: int, handler: Callable[[], None]) -> None:
+        raise LocalError("a device that watches descriptors cannot run in the supervisor's process")
+
+    def unwatch(self, fd: int) -> None:
+        raise LocalError("a device that watches descriptors cannot run in the supervisor's process")
+
+    def connect(self, name: str) -> Any:
+        raise LocalError("a device that connects to another cannot run in the supervisor's process")
+
+
+class LocalHandle(DeviceHandle):
+    """A device in this process. What it raises comes out of the request that caused it."""
+
+    def __init__(
+        self, device_class: type[Device], launch: Launch, clock: Clock, mmio: Mmio | None = None
+    ) -> None:
+        super().__init__(launch.name, mmio)
+        self._clock = clock
+        self._session = Session(device_class, launch, _NoLoop())
+        self._session.outputs = self._pending = []
+        self._number = 0
+        self._session.start(clock())
+        self._words = self._session.words
+        self._plain: dict[int, int] = {}
+        self._counters: dict[int, tuple[int, int]] = {}
+        for entry in device_class.sheet.map().entries:
+            if entry.read == Access.PLAIN:
+                for index in range(entry.count):
+                    self._plain[entry.offset + index * entry.stride] = entry.slot + index
+            elif entry.read == Access.COUNTER and entry.offset >= 0:
+                self._counters[entry.offset] = (entry.slot, entry.mask)
+        self._collect()
+
+    def read(self, offset: int, size: int) -> int:
+        if size == 4:
+            slot = self._plain.get(offset)
+            if slot is not None:
+                return self._words[slot]
+        if offset in self._counters:
+            slot, mask = self._counters[offset]
+            base, since_ns, ticks, per_ns = self._words[slot : slot + 4]
+            return evaluate_counter(base, since_ns, ticks, per_ns, self._clock(), mask) & ((1 << (8 * size)) - 1)
+        self._handle(InputKind.READ, offset, size)
+        return int.from_bytes(self._reply, "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self._handle(InputKind.POSTED, offset, size, value)
+
+    def call_bytes(self, request: bytes) -> bytes:
+        self._handle(InputKind.CALL, payload=request)
+        return self._reply
+
+    def send(self, data: bytes) -> None:
+        self._handle(InputKind.RECEIVE, payload=data)
+
+    def flush(self) -> None:
+        """Everything takes effect at once here."""
+
+    @property
+    def irq_levels(self) -> int:
+        return self._session.irq_levels
+
+    @property
+    def next_alarm_ns(self) -> int:
+        return self._session.next_alarm_ns if self._session.alarms else NO_ALARM
+
+    def deliver_alarm(self, at_ns: int) -> None:
+        self._handle(InputKind.ALARM, stamp_ns=at_ns)
+
+    def close(self) -> None:
+        """Asks the device to stop."""
+        self._session.device.stop()
+
+    def _handle(
+        self,
+        kind: int,
+        offset: int = 0,
+        size: int = 0,
+        value: int = 0,
+        payload: bytes = b"",
+        stamp_ns: int | None = None,
+    ) -> None:
+        self._number += 1
+        stamp_ns = self._clock() if stamp_ns is None else stamp_ns
+        self._session.handle(Input(self._number, kind, stamp_ns, offset, size, value, payload))
+        if self._pending:
+            self._collect()
+
+    def _collect(self) -> None:
+        for output in self._pending:
+            if output.kind in (OutputKind.VALUE, OutputKind.REPLY):
+                self._reply = output.payload
+            else:
+                self._outputs.append(output)
+        self._pending.clear()

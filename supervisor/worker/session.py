@@ -1,0 +1,187 @@
+"""One device and its surroundings, fed one input at a time.
+
+The session is what a worker and the in-process mode share: it builds the device, is its ``Context``, and
+turns an input into a change of state, a reply and outputs. It makes no system call; who runs it commits
+what it returns. Everything that must survive hangs here: register words, interrupt levels, alarms, and the
+device's own snapshot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from supervisor.device import NO_ALARM, Device
+from supervisor.errors import LocalError
+from supervisor.worker.records import Input, InputKind, Output, OutputKind
+
+__all__ = ["Launch", "Loop", "Session", "build_options"]
+
+IRQ_LINES = 64  # levels travel as one 64-bit word
+
+
+class Loop(Protocol):
+    """What the session needs of the loop it runs in."""
+
+    def watch(self, fd: int, handler: Callable[[], None]) -> None: ...
+
+    def unwatch(self, fd: int) -> None: ...
+
+    def connect(self, name: str) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """Why and as what a device comes to life."""
+
+    name: str
+    options: Mapping[str, Any]
+    restarts: int = 0
+    last_exit: str = ""
+    passed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def build_options(device_class: type[Device], options: Mapping[str, Any]) -> Any:
+    """The options of the configuration as an instance of the class's ``Options``.
+
+    Raises :class:`LocalError` that names the class, the option and what would be right.
+    """
+    schema = device_class.Options
+    title = device_class.__qualname__
+    if schema is None:
+        if options:
+            raise LocalError(f"{title} takes no options; got {', '.join(sorted(options))}")
+        return None
+    known = [field.encode_name for field in msgspec.inspect.type_info(schema).fields]  # type: ignore[attr-defined]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise LocalError(f"{title} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    try:
+        return msgspec.convert(dict(options), schema)
+    except msgspec.ValidationError as error:
+        raise LocalError(f"{title}: {error}") from error
+
+
+class Session:
+    """Builds a device and feeds it. Implements :class:`supervisor.device.Context`."""
+
+    def __init__(self, device_class: type[Device], launch: Launch, loop: Loop) -> None:
+        self.name = launch.name
+        self.options = build_options(device_class, launch.options)
+        self.restarts = launch.restarts
+        self.last_exit = launch.last_exit
+        self.passed = launch.passed
+        self.logger = logging.getLogger(f"tubevisor.device.{launch.name}")
+        self.now_ns = 0
+        self.irq_levels = 0
+        self.alarms: dict[int, int] = {}
+        self.outputs: list[Output] = []
+        self._loop = loop
+        self._number = 0
+        sheet = device_class.sheet
+        self.words = memoryview(bytearray(8 * sheet.words)).cast("Q")
+        for index, value in enumerate(sheet.reset_words):
+            self.words[index] = value
+        self.device = device_class.__new__(device_class)
+        self.device.words = self.words
+        self.device.ctx = self
+        self.device.__init__()  # type: ignore[misc]  # words and ctx are there before the author's code
+
+    # -- Context ---------------------------------------------------------------------------------
+
+    def set_alarm(self, at_ns: int, token: int = 0) -> None:
+        self.alarms[token] = at_ns
+
+    def cancel_alarm(self, token: int = 0) -> None:
+        self.alarms.pop(token, None)
+
+    def raise_irq(self, line: int = 0) -> None:
+        self._set_irq(line, 1)
+
+    def lower_irq(self, line: int = 0) -> None:
+        self._set_irq(line, 0)
+
+    def emit(self, data: bytes) -> None:
+        self.outputs.append(Output(OutputKind.BYTES, 0, self._number, bytes(data)))
+
+    def connect(self, name: str) -> Any:
+        return self._loop.connect(name)
+
+    def watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self._loop.watch(fd, handler)
+
+    def unwatch(self, fd: int) -> None:
+        self._loop.unwatch(fd)
+
+    # -- feeding ---------------------------------------------------------------------------------
+
+    def start(self, now_ns: int) -> None:
+        """Runs the device's ``start`` at guest time ``now_ns``."""
+        self.now_ns = now_ns
+        self.device.start(self)
+
+    @property
+    def next_alarm_ns(self) -> int:
+        """Guest time of the earliest alarm, or ``NO_ALARM``."""
+        return min(self.alarms.values(), default=NO_ALARM)
+
+    def handle(self, record: Input) -> None:
+        """Handles one input; replies and outputs are appended to ``outputs``.
+
+        What the device raises comes out of here: an exception in a device is a crash.
+        """
+        self.now_ns = record.stamp_ns
+        self._number = record.number
+        self._HANDLERS[record.kind](self, record)
+
+    def _read(self, record: Input) -> None:
+        value = self.device.read(record.offset, record.size) & (2**64 - 1)
+        self.outputs.append(Output(OutputKind.VALUE, 0, record.number, value.to_bytes(8, "little")))
+
+    def _write(self, record: Input) -> None:
+        self.device.write(record.offset, record.size, record.value)
+        self.outputs.append(Output(OutputKind.REPLY, 0, record.number, b""))
+
+    def _posted(self, record: Input) -> None:
+        self.device.write(record.offset, record.size, record.value)
+
+    def _call(self, record: Input) -> None:
+        reply = self.device.call(record.payload)
+        self.outputs.append(Output(OutputKind.REPLY, 0, record.number, bytes(reply)))
+
+    def _receive(self, record: Input) -> None:
+        self.device.receive(record.payload)
+
+    def _alarm(self, record: Input) -> None:
+        due = [token for token, at_ns in self.alarms.items() if at_ns <= record.stamp_ns]
+        due.sort(key=self.alarms.__getitem__)
+        for token in due:
+            if self.alarms.get(token, NO_ALARM) <= record.stamp_ns:  # an earlier one may have moved it
+                del self.alarms[token]
+                self.device.alarm(token)
+
+    def _skip(self, record: Input) -> None:
+        """The supervisor gave this input up and has answered it itself."""
+
+    _HANDLERS = {
+        InputKind.READ: _read,
+        InputKind.WRITE: _write,
+        InputKind.POSTED: _posted,
+        InputKind.CALL: _call,
+        InputKind.RECEIVE: _receive,
+        InputKind.ALARM: _alarm,
+        InputKind.SKIP: _skip,
+    }
+
+    def _set_irq(self, line: int, level: int) -> None:
+        if not 0 <= line < IRQ_LINES:
+            raise LocalError(f"{self.name}: interrupt line {line}; a device has 0 to {IRQ_LINES - 1}")
+        bit = 1 << line
+        if bool(self.irq_levels & bit) == bool(level):
+            return
+        self.irq_levels ^= bit
+        self.outputs.append(Output(OutputKind.IRQ, line * 2 + level, self._number, b""))
