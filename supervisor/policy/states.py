@@ -1,7 +1,7 @@
 """The states of one child and the phases of the whole supervisor.
 
 They live below everything else in this room, because records, tables and views all name them.
-What leads from one state to the next is written once, in ``supervisor.policy.child``.
+What leads from one state to the next is written once, in ``supervisor.policy.table``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,181 @@
+"""What the end of a process leads to: OTP's rules, in the order in which they are asked.
+
+1. Was the end decided beforehand (asked to stop, swept, refused)? Then it becomes what was decided.
+2. Did it fail in the very first start? Then the start has failed, and everything goes down.
+3. Does its restart type want no other? Then it is finished, and may end the supervisor if significant.
+4. Was it a chaos monkey's doing? Then it restarts at once, with its siblings, and nothing is charged.
+5. Is the budget spent? Then the supervisor gives up, or gives up this one.
+6. Otherwise it restarts, with its siblings, after its backoff.
+"""
+
+from __future__ import annotations
+
+from supervisor.policy.actions import (
+    DeviceDied,
+    DeviceRestarting,
+    DeviceStopped,
+    GaveUp,
+    Outcome,
+    OutcomeKind,
+)
+from supervisor.policy.backoff import delay_ns, is_healthy
+from supervisor.policy.draft import Draft
+from supervisor.policy.events import ExitReason
+from supervisor.policy.falling import advance_sweep, ask_stop, shut_down, sweep_siblings
+from supervisor.policy.intensity import charge
+from supervisor.policy.rising import come, fail, no_longer_awaited, wake_dependents
+from supervisor.policy.spec import AutoShutdown, OnGiveUp, Restart
+from supervisor.policy.states import ALIVE, ChildState, Phase
+from supervisor.policy.strategy import affected
+from supervisor.policy.table import After
+
+__all__ = ["lost", "refuse"]
+
+
+def lost(draft: Draft, name: str, exit_reason: ExitReason, *, charged: bool) -> None:
+    """The process is gone: decides what becomes of the child and goes on with a sweep."""
+    child = draft.child(name)
+    after = child.after
+    healthy = is_healthy(draft.spec(name).backoff, child.ready_at_ns, draft.now_ns)
+    draft.change(
+        name,
+        state=ChildState.WAITING,  # whatever it becomes, it has no process from here on
+        deadline_ns=None,
+        ready_at_ns=None,
+        after=None,
+        attempts=0 if healthy else child.attempts,
+        down_since_ns=draft.now_ns if child.down_since_ns is None else child.down_since_ns,
+    )
+    if after is None:
+        _ended_unasked(draft, name, exit_reason, charged=charged)
+    else:
+        _ended_as_decided(draft, name, after)
+    advance_sweep(draft, gone=name)
+
+
+def refuse(draft: Draft, name: str, why: str) -> None:
+    """A restart cannot help: the process is ended, and in the very first start the start with it."""
+    child = draft.child(name)
+    draft.change(name, after=After.FAILED, why=why)
+    if child.state is not ChildState.KILLING:
+        ask_stop(draft, name)
+    if _is_first_start(draft, name):
+        shut_down(draft, Outcome(OutcomeKind.START_FAILED, name, why))
+
+
+def _is_first_start(draft: Draft, name: str) -> bool:
+    return draft.phase is Phase.STARTING and draft.child(name).awaited
+
+
+def _ended_as_decided(draft: Draft, name: str, after: After) -> None:
+    generation = draft.child(name).generation
+    if after is After.FAILED:
+        fail(draft, name, draft.child(name).why)
+        return
+    draft.report(DeviceStopped(name, generation, at_ns=draft.now_ns))
+    match after:
+        case After.DOWN:
+            _settle(draft, name, ChildState.DOWN)
+        case After.FINISHED:
+            _settle(draft, name, ChildState.FINISHED)
+        case After.GROUP:
+            pass  # it waits, and comes when the sweep that asked for it is over
+        case After.RESPAWN:
+            come(draft, name)
+
+
+def _settle(draft: Draft, name: str, state: ChildState) -> None:
+    """The child is where it stays: nobody misses it, and the first start does not wait for it."""
+    draft.change(name, state=state, down_since_ns=None, not_before_ns=0)
+    no_longer_awaited(draft, name)
+    if state is ChildState.FINISHED:
+        wake_dependents(draft, name)
+
+
+def _ended_unasked(draft: Draft, name: str, exit_reason: ExitReason, *, charged: bool) -> None:
+    spec = draft.spec(name)
+    generation = draft.child(name).generation
+    clean = exit_reason.clean(spec)
+    stays_down = spec.restart is Restart.TEMPORARY or (spec.restart is Restart.TRANSIENT and clean)
+
+    def died(*, counts: bool) -> None:
+        draft.report(DeviceDied(name, generation, exit_reason, counts, at_ns=draft.now_ns))
+
+    # A clean end before Ready, of a child that need not come back, is OTP's "ignore" and fails nothing.
+    if charged and _is_first_start(draft, name) and not (stays_down and clean):
+        died(counts=False)
+        draft.change(name, state=ChildState.FAILED, why=str(exit_reason), down_since_ns=None)
+        shut_down(
+            draft, Outcome(OutcomeKind.START_FAILED, name, f"{name!r} {exit_reason} before it was ready")
+        )
+    elif stays_down:
+        if clean:
+            draft.report(DeviceStopped(name, generation, at_ns=draft.now_ns))
+        else:
+            died(counts=False)
+        _settle(draft, name, ChildState.FINISHED)
+        _end_of_significant(draft, name)
+    elif not charged:
+        died(counts=False)
+        draft.change(name, not_before_ns=0)
+        _restart(draft, name, 0)
+    else:
+        died(counts=True)
+        _restart_within_budget(draft, name)
+
+
+def _restart_within_budget(draft: Draft, name: str) -> None:
+    spec = draft.plan.spec
+    child = draft.child(name)
+    isolates = spec.on_give_up is OnGiveUp.ISOLATE
+    # Isolation judges each device by its own deaths: with one common budget, a device that died once would
+    # be given up for what another one has spent.
+    window, over = charge(
+        child.window if isolates else draft.window,
+        draft.now_ns,
+        intensity=spec.intensity,
+        period_ns=spec.period_ns,
+    )
+    if isolates:
+        draft.change(name, window=() if over else window)
+    else:
+        draft.window = window
+    if over:
+        why = f"died {len(window)} times within {spec.period_ns / 1e9:g} s, allowed are {spec.intensity}"
+        if isolates:
+            fail(draft, name, why)
+            return
+        draft.change(name, state=ChildState.FAILED, why=why, down_since_ns=None)
+        draft.report(GaveUp(name, len(window), spec.period_ns, at_ns=draft.now_ns))
+        shut_down(draft, Outcome(OutcomeKind.GAVE_UP, name, f"{name!r} {why}"))
+        return
+    wait_ns = delay_ns(draft.spec(name).backoff, child.attempts, draft.chance)
+    draft.change(name, attempts=child.attempts + 1, not_before_ns=draft.now_ns + wait_ns)
+    _restart(draft, name, wait_ns)
+
+
+def _restart(draft: Draft, name: str, wait_ns: int) -> None:
+    """Restarts a child and whom the strategy restarts with it; the whole group waits for its delay."""
+    child = draft.child(name)
+    draft.report(DeviceRestarting(name, child.generation, wait_ns, at_ns=draft.now_ns))
+    names = affected(draft.plan, name)
+    if len(names) == 1 and not draft.is_held(name):
+        come(draft, name)
+        return
+    for sibling in names:
+        # A sibling whose own backoff is longer keeps it: it must not profit from somebody else's death.
+        not_before_ns = max(draft.child(sibling).not_before_ns, child.not_before_ns)
+        draft.change(sibling, not_before_ns=not_before_ns)
+    sweep_siblings(draft, names)
+
+
+def _end_of_significant(draft: Draft, name: str) -> None:
+    auto_shutdown = draft.plan.spec.auto_shutdown
+    if name not in draft.plan.significant or auto_shutdown is AutoShutdown.NEVER:
+        return
+    if auto_shutdown is AutoShutdown.ALL_SIGNIFICANT:
+        # As in OTP: who has no process and waits for none does not count, however that came about.
+        present = ALIVE | {ChildState.WAITING}
+        if any(draft.child(other).state in present for other in draft.plan.significant):
+            return
+    shut_down(draft, Outcome(OutcomeKind.AUTO_SHUTDOWN, name, f"{name!r} was significant and has ended"))

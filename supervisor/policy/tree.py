@@ -1,0 +1,290 @@
+"""The whole policy as one pure function: ``step(state, event, now_ns, chance) -> (state, actions)``.
+
+Nothing here, or below, looks at a clock, rolls dice or does anything: the same state, event, time and chance
+give the same answer, so any run can be replayed from its events. ``step`` never raises, whatever the order
+of events: one that makes no sense is reported as ``Impossible`` and changes nothing, because the supervisor
+is the last process that may die.
+
+Two tables decide. ``PHASES`` says what an event means to the supervisor as a whole, and hands most of them on
+to the child's own table in ``supervisor.policy.table``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import cast, get_args
+
+from supervisor.policy.actions import Action, DeviceStopped, Impossible, Outcome, OutcomeKind, SupervisorReady
+from supervisor.policy.draft import Draft, State
+from supervisor.policy.ending import lost, refuse
+from supervisor.policy.events import (
+    ChildEvent,
+    Event,
+    ExitKind,
+    ExitReason,
+    Gone,
+    Refused,
+    RestartChild,
+    SpawnFailed,
+    Start,
+    StartChild,
+    Stop,
+    StopChild,
+    Tick,
+    WorkerEvent,
+)
+from supervisor.policy.falling import ask_stop, kill, shut_down
+from supervisor.policy.rising import build, come, fail, no_longer_awaited, serve
+from supervisor.policy.spec import SupervisorSpec
+from supervisor.policy.states import ChildState, Phase
+from supervisor.policy.strategy import make_plan
+from supervisor.policy.table import TABLE, After, Child, Do
+
+__all__ = [
+    "EVENTS",
+    "PHASES",
+    "ChildView",
+    "PhaseDo",
+    "child",
+    "initial",
+    "next_deadline_ns",
+    "phase",
+    "step",
+]
+
+
+class PhaseDo(Enum):
+    """What an event means to the whole supervisor. The value is what the documentation prints."""
+
+    IGNORE = "–"
+    IMPOSSIBLE = "impossible: recorded, nothing changes"
+    BEGIN = "everything is wanted"
+    SHUT_DOWN = "everything goes down, in order"
+    DEADLINES = "the children whose deadline has passed"
+    CHILD = "the child's own table"
+
+
+_OPERATOR = (StartChild, StopChild, RestartChild)
+_WORKER: tuple[type, ...] = get_args(WorkerEvent)
+EVENTS: tuple[type, ...] = (Start, Stop, Tick, *_OPERATOR, *_WORKER)
+
+
+def _phase_row(
+    start: PhaseDo, stop: PhaseDo, tick: PhaseDo, asked: PhaseDo, told: PhaseDo
+) -> dict[type, PhaseDo]:
+    return {
+        Start: start,
+        Stop: stop,
+        Tick: tick,
+        **dict.fromkeys(_OPERATOR, asked),
+        **dict.fromkeys(_WORKER, told),
+    }
+
+
+_P = PhaseDo
+PHASES: dict[Phase, dict[type, PhaseDo]] = {
+    Phase.IDLE: _phase_row(_P.BEGIN, _P.SHUT_DOWN, _P.IGNORE, _P.IGNORE, _P.IMPOSSIBLE),
+    Phase.STARTING: _phase_row(_P.IGNORE, _P.SHUT_DOWN, _P.DEADLINES, _P.CHILD, _P.CHILD),
+    Phase.RUNNING: _phase_row(_P.IGNORE, _P.SHUT_DOWN, _P.DEADLINES, _P.CHILD, _P.CHILD),
+    # Going down cannot be taken back, child by child or altogether.
+    Phase.STOPPING: _phase_row(_P.IGNORE, _P.IGNORE, _P.DEADLINES, _P.IGNORE, _P.CHILD),
+    Phase.ENDED: _phase_row(_P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IGNORE),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChildView:
+    """What outsiders may know of one child. ``why`` is set while it is FAILED."""
+
+    name: str
+    state: ChildState
+    generation: int
+    restarts: int
+    why: str
+
+
+def initial(spec: SupervisorSpec) -> State:
+    """The state before Start: every child DOWN, generation 0."""
+    plan = make_plan(spec)
+    children = {name: Child() for name in plan.order}
+    return State(plan=plan, phase=Phase.IDLE, children=children, awaited=len(children))
+
+
+def next_deadline_ns(state: State) -> int | None:
+    """When a Tick is due (on the clock of ``now_ns``), or None if nothing waits for time. Costs a look-up."""
+    return state.deadlines[0][0] if state.deadlines else None
+
+
+def phase(state: State) -> Phase:
+    """Where the whole supervisor is in its life."""
+    return state.phase
+
+
+def child(state: State, name: str) -> ChildView:
+    """A view of one child; KeyError if there is none of that name."""
+    known = state.children[name]
+    why = known.why if known.state is ChildState.FAILED else ""
+    return ChildView(name, known.state, known.generation, known.restarts, why)
+
+
+def step(state: State, event: Event, now_ns: int, chance: float) -> tuple[State, tuple[Action, ...]]:
+    """One event at ``now_ns`` (monotonic), with a number ``chance`` in [0, 1) for whatever needs luck."""
+    draft = Draft(state, now_ns, chance)
+    match PHASES[state.phase][type(event)]:
+        case PhaseDo.IGNORE:
+            return state, ()
+        case PhaseDo.IMPOSSIBLE:
+            draft.report(Impossible(event, state.phase, at_ns=now_ns))
+        case PhaseDo.BEGIN:
+            _begin(draft)
+        case PhaseDo.SHUT_DOWN:
+            shut_down(draft, Outcome(OutcomeKind.STOPPED))
+        case PhaseDo.DEADLINES:
+            for name in draft.due():
+                deadline_ns = draft.child(name).deadline_ns
+                # The one before may have changed what this one was waiting for.
+                if deadline_ns is not None and deadline_ns <= now_ns:
+                    _child_step(draft, name, Tick())
+        case PhaseDo.CHILD:
+            _child_event(draft, cast("ChildEvent", event))
+    return draft.freeze()
+
+
+def _begin(draft: Draft) -> None:
+    draft.phase = Phase.STARTING
+    # Everybody is wanted before anybody comes: who comes first must find those who wait for it WAITING.
+    for name in draft.plan.order:
+        draft.change(name, state=ChildState.WAITING)
+    for name in draft.plan.order:
+        come(draft, name)
+    if not draft.plan.order:
+        draft.phase = Phase.RUNNING
+        draft.report(SupervisorReady(at_ns=draft.now_ns))
+
+
+def _child_event(draft: Draft, event: ChildEvent) -> None:
+    name = event.name
+    if name not in draft.plan.specs:
+        draft.report(Impossible(event, None, at_ns=draft.now_ns))
+        return
+    if isinstance(event, WorkerEvent):
+        known = draft.child(name)
+        if event.generation < known.generation:
+            return
+        if event.generation > known.generation:
+            draft.report(Impossible(event, known.state, at_ns=draft.now_ns))
+            return
+    _child_step(draft, name, event)
+
+
+def _child_step(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    state = draft.child(name).state
+    _DO[TABLE[state][type(event)].do](draft, name, event)
+
+
+def _ignore(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    pass
+
+
+def _impossible(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    draft.report(Impossible(event, draft.child(name).state, at_ns=draft.now_ns))
+
+
+def _come(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    if not isinstance(event, Tick):  # by the operator: at once
+        draft.change(name, not_before_ns=0)
+        if draft.child(name).state is not ChildState.WAITING:  # back into service: with a clean slate
+            draft.change(name, attempts=0, window=())
+    come(draft, name)
+
+
+def _rest(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    generation = draft.child(name).generation
+    draft.change(name, state=ChildState.DOWN, deadline_ns=None, not_before_ns=0, down_since_ns=None)
+    if generation:  # otherwise it never was anything that could be news
+        draft.report(DeviceStopped(name, generation, at_ns=draft.now_ns))
+    no_longer_awaited(draft, name)
+
+
+def _build(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    build(draft, name)
+
+
+def _serve(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    serve(draft, name)
+
+
+def _leave(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    draft.change(name, after=After.DOWN)
+    ask_stop(draft, name)
+
+
+def _renew(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    if draft.child(name).after is None:  # otherwise it is on its way down with its siblings already
+        draft.change(name, after=After.RESPAWN)
+        ask_stop(draft, name)
+
+
+def _refuse(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    refuse(draft, name, cast("Refused", event).why)
+
+
+def _refuse_dying(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    if draft.child(name).after is None:
+        refuse(draft, name, cast("Refused", event).why)
+
+
+def _refuse_late(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    fail(draft, name, cast("Refused", event).why)
+
+
+_OVERDUE = {
+    ChildState.SPAWNING: "no Hello within hello_timeout",
+    ChildState.BUILDING: "no Ready within start_timeout",
+    ChildState.STOPPING: "not gone within stop_timeout",
+}
+
+
+def _kill(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    overdue = isinstance(event, Tick)
+    kill(draft, name, _OVERDUE[draft.child(name).state] if overdue else "alive but silent")
+
+
+def _stay_down(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    if draft.child(name).after is not After.FAILED:
+        draft.change(name, after=After.DOWN)
+
+
+def _return(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    # With no decision yet its end is a crash, which no operator's wish may keep from being charged.
+    if draft.child(name).after in (After.DOWN, After.FINISHED):
+        draft.change(name, after=After.RESPAWN, not_before_ns=0)
+
+
+def _lost(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    if isinstance(event, Gone):
+        lost(draft, name, event.exit, charged=event.charged)
+    else:
+        why = cast("SpawnFailed", event).why
+        lost(draft, name, ExitReason(ExitKind.UNKNOWN, detail=why), charged=True)
+
+
+_DO: dict[Do, Callable[[Draft, str, ChildEvent | Tick], None]] = {
+    Do.IGNORE: _ignore,
+    Do.IMPOSSIBLE: _impossible,
+    Do.COME: _come,
+    Do.REST: _rest,
+    Do.BUILD: _build,
+    Do.SERVE: _serve,
+    Do.LEAVE: _leave,
+    Do.RENEW: _renew,
+    Do.REFUSE: _refuse,
+    Do.REFUSE_DYING: _refuse_dying,
+    Do.REFUSE_LATE: _refuse_late,
+    Do.KILL: _kill,
+    Do.STAY_DOWN: _stay_down,
+    Do.RETURN: _return,
+    Do.LOST: _lost,
+}
