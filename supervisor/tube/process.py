@@ -1,0 +1,119 @@
+"""From pidfds and credentials to ``Process``. The only place of the Tube that asks the kernel who somebody
+is.
+
+May be called from any thread. Nothing here keeps a descriptor. Sources: pidfd_open(2), unix(7), and
+linux/pidfd.h for PIDFD_GET_INFO (6.13), which works without a mounted /proc.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+from supervisor.tube.peer import Process
+
+__all__ = ["current_process", "forget_current_process", "open_pidfd", "process_by_pid", "process_of_pidfd"]
+
+# _IOWR(0xFF, 11, struct pidfd_info), whose first published size is 64 bytes.
+_PIDFD_INFO_BYTES = 64
+_PIDFD_GET_INFO = (3 << 30) | (_PIDFD_INFO_BYTES << 16) | (0xFF << 8) | 11
+_PIDFD_INFO_PID = 1
+_PID_OFFSET = 16  # after mask and cgroupid, u64 each
+
+_current: tuple[int, Process] | None = None
+_pidfs: bool | None = None
+
+
+def _has_pidfs() -> bool:
+    """Tell whether pidfds have inodes of their own; before 6.9 all anonymous inodes share one."""
+    global _pidfs
+    if _pidfs is None:
+        try:
+            pidfd = os.pidfd_open(os.getpid())
+        except OSError:
+            _pidfs = False
+            return False
+        other = os.eventfd(0, os.EFD_CLOEXEC)
+        try:
+            _pidfs = os.fstat(pidfd).st_dev != os.fstat(other).st_dev
+        finally:
+            os.close(pidfd)
+            os.close(other)
+    return _pidfs
+
+
+def unique_of_pidfd(pidfd: int) -> int | None:
+    """Return the number that names the pidfd's process until the next boot, or None before Linux 6.9."""
+    return os.fstat(pidfd).st_ino if _has_pidfs() else None
+
+
+def process_of_pidfd(pidfd: int, pid: int | None = None) -> Process:
+    """Return whose pidfd this is. ``pid``, if given, is already known from the kernel's credentials.
+
+    Raises ``OSError`` when the descriptor is not a pidfd.
+    """
+    if pid is None:
+        pid = _pid_of_pidfd(pidfd)
+    return Process(pid, unique_of_pidfd(pidfd))
+
+
+def _pid_of_pidfd(pidfd: int) -> int:
+    """Return the process's number in our namespace.
+
+    0 when it has none there, or is dead and the kernel forgot.
+    """
+    info = bytearray(_PIDFD_INFO_BYTES)
+    struct.pack_into("<Q", info, 0, _PIDFD_INFO_PID)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return _pid_from_fdinfo(pidfd)
+    return int(struct.unpack_from("<I", info, _PID_OFFSET)[0])
+
+
+def _pid_from_fdinfo(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as fdinfo:
+        for line in fdinfo:
+            if line.startswith("Pid:"):
+                return max(0, int(line[4:]))
+    raise OSError("not a pidfd")
+
+
+def process_by_pid(pid: int) -> Process:
+    """Return the process that has this number now; only the number of one that is gone already."""
+    pidfd = open_pidfd(pid)
+    if pidfd is None:
+        return Process(pid)
+    try:
+        return process_of_pidfd(pidfd, pid)
+    finally:
+        os.close(pidfd)
+
+
+def open_pidfd(pid: int) -> int | None:
+    """Open a pidfd (close-on-exec), or return None when there is no such process to be seen from here."""
+    if pid <= 0:
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def current_process() -> Process:
+    """Return the calling process. Remembered, and asked again after a fork."""
+    global _current
+    pid = os.getpid()
+    if _current is None or _current[0] != pid:
+        _current = (pid, process_by_pid(pid))
+    return _current[1]
+
+
+def forget_current_process() -> None:
+    """Ask the kernel again next time; for a child that has the parent's number in another namespace."""
+    global _current
+    _current = None
+
+
+os.register_at_fork(after_in_child=forget_current_process)
