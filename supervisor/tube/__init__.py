@@ -14,6 +14,13 @@ type.
 
 from __future__ import annotations
 
+from supervisor.tube.broker import (
+    DescriptorBroker,
+    DuplicateHandleTube,
+    DuplicateReply,
+    DuplicateRequest,
+    HandedDescriptor,
+)
 from supervisor.tube.descriptor import Descriptor, Eventfd
 from supervisor.tube.errors import (
     BadDescriptor,
@@ -21,6 +28,7 @@ from supervisor.tube.errors import (
     Disconnected,
     MalformedMessage,
     MessageTooLarge,
+    NotHandedOn,
     NotSendable,
     QueueFull,
     TooManyFds,
@@ -36,6 +44,7 @@ from supervisor.tube.errors import (
 )
 from supervisor.tube.flush import FlushOnDropTube
 from supervisor.tube.packet import MAX_FDS_DEFAULT, MAX_FDS_KERNEL, MAX_MESSAGE_BYTES, MAX_PACKET_BYTES
+from supervisor.tube.pipe import PipeTube
 from supervisor.tube.proto import ProtoTube, Received
 from supervisor.tube.tube import RecvTube, SendTube, Tube
 
@@ -43,16 +52,23 @@ __all__ = [
     "BadDescriptor",
     "Closed",
     "Descriptor",
+    "DescriptorBroker",
     "Disconnected",
+    "DuplicateHandleTube",
+    "DuplicateReply",
+    "DuplicateRequest",
     "Eventfd",
     "FlushOnDropTube",
+    "HandedDescriptor",
     "MAX_FDS_DEFAULT",
     "MAX_FDS_KERNEL",
     "MAX_MESSAGE_BYTES",
     "MAX_PACKET_BYTES",
     "MalformedMessage",
     "MessageTooLarge",
+    "NotHandedOn",
     "NotSendable",
+    "PipeTube",
     "ProtoTube",
     "QueueFull",
     "Received",

@@ -26,26 +26,17 @@ import msgspec
 
 from supervisor.tube.codec_fds import add_owner, check_max_fds
 from supervisor.tube.descriptor import Descriptor, Eventfd
-from supervisor.tube.end import EndDescriptor, Outgoing
 from supervisor.tube.errors import MalformedMessage, NotSendable, TooManyFds, TubeError, UnexpectedFds
-from supervisor.tube.face import Face
-from supervisor.tube.packet import Kind, Shape
-from supervisor.tube.proto import ProtoTube
-from supervisor.tube.tube import RecvTube, SendTube, Tube
+from supervisor.tube.face import FACES, Face
+from supervisor.tube.packet import Kind
+from supervisor.tube.parcel import EndDescriptor, Outgoing
 
 if TYPE_CHECKING:
-    from supervisor.tube.end import Arrived
+    from supervisor.tube.parcel import Arrived
 
 __all__ = ["check_max_fds", "decode", "encode", "pack_plain", "unpack_plain"]
 
 EXT_OWNER = 1
-
-_FACES: dict[Shape, type[Face]] = {
-    Shape.TUBE: Tube,
-    Shape.SEND_TUBE: SendTube,
-    Shape.RECV_TUBE: RecvTube,
-    Shape.PROTO_TUBE: ProtoTube,
-}
 
 # What msgspec and Python's own codecs raise for bytes or values that they do not like. MemoryError: a few
 # bytes can claim an array of 2**32 items.
@@ -192,7 +183,7 @@ def _take(descriptors: list[Descriptor], code: int, data: bytes) -> _Closable:
     if isinstance(descriptor, EndDescriptor) != (what == Owner.END):
         raise MalformedMessage(f"descriptor {index} is said to be an end and something else")
     if isinstance(descriptor, EndDescriptor):
-        return _FACES[descriptor.shape](descriptor)
+        return FACES[descriptor.shape](descriptor)
     if what == Owner.DESCRIPTOR:
         return Descriptor(descriptor.detach())
     if what == Owner.EVENTFD:

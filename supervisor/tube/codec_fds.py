@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from supervisor.tube.descriptor import number_of
-from supervisor.tube.end import Outgoing
 from supervisor.tube.errors import BadDescriptor, NotSendable, TooManyFds
 from supervisor.tube.face import Face
 from supervisor.tube.packet import MAX_FDS_KERNEL, Kind
+from supervisor.tube.parcel import Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

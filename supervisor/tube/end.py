@@ -5,10 +5,9 @@ Tubes.
 and is closed with the last of them. It joins the pure rooms (packet.py, peer.py) to the edges (scm.py,
 memfd.py).
 
-Threads: any number may send. One may receive. ``target_pid`` may be read by all: it first takes hand-over
-packets that wait at the head of the queue, so looking and receiving are serialised by a lock that is never
-held while waiting. Fork: the child has the parent's view; without pidfs (before 6.9) numbers would mean
-nothing in a new pid namespace, so there the view opens again.
+Threads: any number may send. One may receive. ``target_pid`` may be read by all: it first takes hand-overs
+that wait at the head of the queue, so looking and receiving are serialised by a lock that is never held while
+waiting.
 """
 
 from __future__ import annotations
@@ -17,27 +16,31 @@ import os
 import select
 import socket
 import threading
-import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from supervisor.errors import PeerError
 from supervisor.tube import packet
 from supervisor.tube.descriptor import Descriptor, close_all
 from supervisor.tube.errors import (
     BadDescriptor,
     Closed,
     Disconnected,
-    MalformedMessage,
     MessageTooLarge,
     NotSendable,
     QueueFull,
     TooManyFds,
+    TubeError,
     TubeSystemError,
     TubeTimeout,
+    UnknownProcess,
     WouldBlock,
 )
-from supervisor.tube.memfd import read_sealed, write_sealed
+from supervisor.tube.handover import describe_ends, roles_of
+from supervisor.tube.intake import accept, is_handover
+from supervisor.tube.memfd import write_sealed
+from supervisor.tube.notifiers import CloseNotifier, ReadNotifier
 from supervisor.tube.packet import (
+    ENTRY_BYTES,
     HEADER_BYTES,
     MAX_FDS_KERNEL,
     MAX_MESSAGE_BYTES,
@@ -46,10 +49,10 @@ from supervisor.tube.packet import (
     Kind,
     Shape,
 )
-from supervisor.tube.peer import PeerView, Process, Roles
-from supervisor.tube.process import current_process, open_pidfd, process_by_pid, process_of_pidfd
+from supervisor.tube.parcel import Arrived, EndDescriptor, Outgoing
+from supervisor.tube.peer import PeerView, Process
+from supervisor.tube.process import current_process, pidfd_for, process_by_pid
 from supervisor.tube.scm import (
-    Arrival,
     Broken,
     enable_credentials,
     is_seqpacket,
@@ -57,69 +60,15 @@ from supervisor.tube.scm import (
     receive_packet,
     send_packet,
 )
+from supervisor.tube.waiting import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from supervisor.tube.notifiers import CloseNotifier, ReadNotifier
-
-__all__ = ["Arrived", "End", "EndDescriptor", "deadline_after", "end_pair"]
+__all__ = ["End", "end_pair"]
 
 # The kernel keeps 32 bytes of a send buffer for itself; a larger packet is EMSGSIZE.
 _SNDBUF_RESERVE_BYTES = 32
-
-
-def deadline_after(timeout: float | None) -> int | None:
-    """Return the monotonic time in ns at which ``timeout`` seconds are over.
-
-    None for ever; 0 for "do not wait".
-    """
-    if timeout is None:
-        return None
-    if timeout <= 0:
-        return 0
-    return time.monotonic_ns() + int(timeout * 1e9)
-
-
-class EndDescriptor(Descriptor):
-    """A received descriptor that is an end of a Tube.
-
-    ``Tube(d)``, ``ProtoTube(d)``, ... make it one again.
-    """
-
-    __slots__ = ("shape", "view")
-
-    def __init__(self, fd: int, shape: Shape, view: PeerView) -> None:
-        super().__init__(fd)
-        self.shape = shape
-        self.view = view
-
-
-@dataclass(slots=True)
-class Arrived:
-    """One accepted packet; ``descriptors`` are the message's own, the packet's are gone."""
-
-    kind: Kind
-    body: bytes | memoryview
-    descriptors: list[Descriptor]
-    sender: Process | None
-    pidfd: Descriptor | None
-
-    def close(self) -> None:
-        """Close every descriptor that is still owned here."""
-        close_all(self.descriptors)
-        if self.pidfd is not None:
-            self.pidfd.close()
-
-
-@dataclass(slots=True)
-class Outgoing:
-    """What a packet is made of: the message's descriptors, and for those that are ends, the ends."""
-
-    kind: Kind
-    body: bytes | memoryview
-    fds: list[int] = field(default_factory=list)
-    ends: list[tuple[int, Shape, End]] = field(default_factory=list)  # (index in fds, shape, end)
 
 
 class End:
@@ -128,12 +77,13 @@ class End:
     def __init__(self, sock: socket.socket, view: PeerView) -> None:
         self._sock: socket.socket | None = sock
         self.view = view
-        self.relays = False
+        self.relays = False  # the far side hands on by forking what it is sent
         self.reset_seen = False  # the peer died and left unread what we had sent
+        self.refused_handovers = 0
         self._users = 0
         self._close_notifier: CloseNotifier | None = None
         self._take_lock = threading.Lock()
-        self._close_lock = threading.Lock()
+        self._life_lock = threading.Lock()
         send_buffer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self.max_packet_bytes = min(MAX_PACKET_BYTES, send_buffer_bytes - _SNDBUF_RESERVE_BYTES)
 
@@ -148,21 +98,20 @@ class End:
             fd = source.detach()
         os.set_inheritable(fd, False)
         sock = socket.socket(fileno=fd)
-        sock_timeout_none(sock)
-        enable_credentials(sock)
+        _prepare(sock)
         return cls(sock, view)
 
     # -- life ------------------------------------------------------------------------------------
 
     def attach(self) -> End:
         """Count one more user; returns the end."""
-        with self._close_lock:
+        with self._life_lock:
             self._users += 1
         return self
 
     def release(self) -> None:
         """Count one user less; the last one closes the socket."""
-        with self._close_lock:
+        with self._life_lock:
             self._users -= 1
             if self._users > 0 or self._sock is None:
                 return
@@ -181,15 +130,11 @@ class End:
 
     def read_notifier(self) -> ReadNotifier:
         """Return what is readable while a packet waits. Raises Closed."""
-        from supervisor.tube.notifiers import ReadNotifier
-
         return ReadNotifier(self.sock)
 
     def close_notifier(self) -> CloseNotifier:
         """Return what is readable when the peer is gone; one for all faces. Raises Closed."""
-        from supervisor.tube.notifiers import CloseNotifier
-
-        with self._close_lock:
+        with self._life_lock:
             if self._close_notifier is None:
                 self._close_notifier = CloseNotifier(self.sock)
             return self._close_notifier
@@ -199,33 +144,26 @@ class End:
     def send(self, out: Outgoing, deadline: int | None) -> None:
         """Send one message.
 
-        Raises Closed, Disconnected, QueueFull, MessageTooLarge, TooManyFds, BadDescriptor.
+        Raises Closed, Disconnected, QueueFull, MessageTooLarge, TooManyFds, BadDescriptor, NotSendable.
         """
         if len(out.body) > MAX_MESSAGE_BYTES:
             raise MessageTooLarge(f"{len(out.body)} bytes; the limit is {MAX_MESSAGE_BYTES}")
-        if len(out.fds) > MAX_FDS_KERNEL:
-            raise TooManyFds(f"{len(out.fds)} descriptors; the kernel takes {MAX_FDS_KERNEL} in a packet")
-        if not out.ends and HEADER_BYTES + len(out.body) <= self.max_packet_bytes:
+        if out.ends or HEADER_BYTES + len(out.body) > self.max_packet_bytes:
+            self._send_with_extras(out, deadline)
+        else:
             head = packet.pack_head(Header(out.kind, len(out.body), len(out.fds)))
-            self._send_raw([head, out.body], out.fds, deadline)
-            return
-        self._send_with_extras(out, deadline)
+            self._send_packet([head, out.body], out.fds, deadline)
 
     def _send_with_extras(self, out: Outgoing, deadline: int | None) -> None:
-        """Send a message that needs descriptors of the packet's own.
-
-        A body out of line, or ends and their peers.
-        """
-        from supervisor.tube.handover import describe_ends, hand_over, take_back
-
+        """Send a message that needs descriptors of the packet's own: for its ends' peers, or for its body."""
         if any(end is self for _, _, end in out.ends):
             raise NotSendable("a Tube cannot carry itself")
         extras: list[Descriptor] = []
         moved: list[tuple[Shape, End]] = []
         try:
             entries = describe_ends(out, extras)
-            table_bytes = len(entries) * packet.ENTRY_BYTES
-            out_of_line = HEADER_BYTES + table_bytes + len(out.body) > self.max_packet_bytes
+            head_bytes = HEADER_BYTES + len(entries) * ENTRY_BYTES
+            out_of_line = head_bytes + len(out.body) > self.max_packet_bytes
             if out_of_line:
                 extras.append(write_sealed(out.body))
             if len(out.fds) + len(extras) > MAX_FDS_KERNEL:
@@ -234,77 +172,63 @@ class End:
                 Header(out.kind, len(out.body), len(out.fds), len(extras), out_of_line, tuple(entries))
             )
             # What can fail should fail before anything has moved.
-            if not wait_for(self.sock, select.POLLOUT, deadline, at_once=True):
+            if not wait_for(self.sock.fileno(), select.POLLOUT, deadline, at_once=True):
                 raise QueueFull("the peer's queue is full")
             next_holder = None if self.relays else self.listener()
             for _, shape, end in out.ends:
-                hand_over(end, shape, next_holder)
+                end.hand_over(shape, next_holder)
                 moved.append((shape, end))
             buffers: list[bytes | memoryview] = [head] if out_of_line else [head, out.body]
-            self._send_raw(buffers, out.fds + [extra.fileno() for extra in extras], deadline)
+            self._send_packet(buffers, out.fds + [extra.fileno() for extra in extras], deadline)
         except BaseException:
             for shape, end in moved:
-                take_back(end, shape)
+                end.take_back(shape)
             raise
         finally:
             close_all(extras)
 
-    def _send_raw(self, buffers: list[bytes | memoryview], fds: Sequence[int], deadline: int | None) -> None:
+    def _send_packet(
+        self, buffers: Sequence[bytes | memoryview], fds: Sequence[int], deadline: int | None
+    ) -> None:
         while True:
             sock = self.sock
             try:
                 send_packet(sock, buffers, fds)
                 return
             except QueueFull:
-                if not wait_for(sock, select.POLLOUT, deadline):
+                if not wait_for(sock.fileno(), select.POLLOUT, deadline):
                     raise
             except Disconnected as gone:
                 self.reset_seen |= isinstance(gone.__cause__, ConnectionResetError)
                 raise
-
-    def send_handover(self, roles: Roles, new: Process | None) -> None:
-        """Tell the far side who holds this end from now on (None.
-
-        Whoever speaks first). Never waits; raises QueueFull.
-        """
-        pidfd = pidfd_for(new)
-        fds = [] if pidfd is None else [pidfd.fileno()]
-        body = packet.pack_handover(roles, (new.unique or 0) if new is not None else 0)
-        head = packet.pack_head(Header(Kind.HANDOVER, len(body), 0, len(fds)))
-        try:
-            self._send_raw([head, body], fds, 0)
-        except Disconnected:
-            pass  # An end whose far side is gone may still be handed on, for what is left in its queue.
-        finally:
-            if pidfd is not None:
-                pidfd.close()
 
     # -- receiving -------------------------------------------------------------------------------
 
     def receive(self, deadline: int | None) -> Arrived:
         """Return the next message.
 
-        Raises Closed, Disconnected, WouldBlock, TubeTimeout, WrongPeer, MalformedMessage...
+        Raises Closed, Disconnected, WouldBlock, TubeTimeout, WrongPeer, MalformedMessage, TruncatedMessage.
         """
         while True:
             sock = self.sock
             with self._take_lock:
                 arrived = self._take(sock)
             if arrived is None:
-                if not wait_for(sock, select.POLLIN, deadline):
-                    raise (
-                        WouldBlock("no message is waiting")
-                        if deadline == 0
-                        else TubeTimeout("no message came in time")
-                    )
-            elif arrived.kind != Kind.HANDOVER:
+                if wait_for(sock.fileno(), select.POLLIN, deadline):
+                    continue
+                if deadline == 0:
+                    raise WouldBlock("no message is waiting")
+                raise TubeTimeout("no message came in time")
+            if arrived.kind != Kind.HANDOVER:
                 return arrived
+            arrived.close()
 
     def _take(self, sock: socket.socket) -> Arrived | None:
-        """Take and judge one packet; applies a hand-over. Call with the lock."""
+        """Take and judge one packet, which may be a hand-over. Call with the lock."""
         try:
             arrival = receive_packet(sock, MAX_PACKET_BYTES)
         except Broken:
+            # Reported once, before the peer's last words; they are still to be had.
             self.reset_seen = True
             arrival = receive_packet(sock, MAX_PACKET_BYTES)
         if arrival is None:
@@ -312,48 +236,10 @@ class End:
         if arrival.end_of_stream:
             raise Disconnected("the peer is gone")
         try:
-            return self._judge(arrival)
+            return accept(arrival, self.view)
         except BaseException:
             arrival.close()
             raise
-
-    def _judge(self, arrival: Arrival) -> Arrived:
-        # Who, before what: bytes of somebody else are not even parsed, but for the one byte that says
-        # "hand-over".
-        kind_number = arrival.data[1] if len(arrival.data) > 1 else 0
-        if kind_number != Kind.HANDOVER:
-            self.view.admit_data(arrival.sender)
-        header, body = packet.unpack(arrival.data)
-        expected_fds = header.fds + header.extra_fds
-        if expected_fds != len(arrival.descriptors):
-            raise MalformedMessage(f"{len(arrival.descriptors)} descriptors came, not {expected_fds}")
-        own, extras = arrival.descriptors[: header.fds], arrival.descriptors[header.fds :]
-        content: bytes | memoryview = body
-        if header.kind == Kind.HANDOVER:
-            self._apply_handover(header, body, extras, arrival.sender)
-        else:
-            if header.out_of_line:
-                content = read_sealed(extras[-1], header.body_bytes)
-            if header.ends:
-                from supervisor.tube.handover import restore_ends
-
-                own = restore_ends(header, own, extras, arrival.sender)
-        close_all(extras)
-        return Arrived(header.kind, content, own, arrival.sender, arrival.pidfd)
-
-    def _apply_handover(
-        self, header: Header, body: memoryview, extras: list[Descriptor], sender: Process | None
-    ) -> None:
-        if header.fds or header.ends or header.out_of_line or len(extras) > 1:
-            raise MalformedMessage("a hand-over of the wrong form")
-        roles, unique = packet.unpack_handover(body)
-        new = Process(0, unique) if unique else None
-        if extras:
-            try:
-                new = process_of_pidfd(extras[0].fileno())
-            except OSError as error:
-                raise MalformedMessage("a hand-over to what is not a process") from error
-        self.view.admit_handover(sender, Roles(roles), new)
 
     def take_handovers(self) -> None:
         """Apply the hand-overs that wait at the head of the queue; leaves messages alone and never waits."""
@@ -364,9 +250,14 @@ class End:
                 except Broken:
                     self.reset_seen = True
                     continue
-                if not head or len(head) < HEADER_BYTES or head[1] != Kind.HANDOVER:
+                if head is None or not is_handover(head):
                     return
-                arrived = self._take(self._sock)
+                try:
+                    arrived = self._take(self._sock)
+                except PeerError:
+                    # It moved nothing, and whoever only asks who is there has no use for the news.
+                    self.refused_handovers += 1
+                    continue
                 if arrived is not None:
                     arrived.close()
 
@@ -387,14 +278,49 @@ class End:
         self.take_handovers()
         self.view.expect(None if pid is None else process_by_pid(pid))
 
+    def hand_over(self, shape: Shape, new: Process | None) -> None:
+        """Tell the far side that ``new`` holds this end from now on (None: whoever speaks first).
 
-def sock_timeout_none(sock: socket.socket) -> None:
-    """Undo a default timeout that somebody set for all new sockets.
+        Never waits. An end whose far side is gone may still be handed on, for what is left in its queue.
+        Raises QueueFull, Closed.
+        """
+        pidfd = pidfd_for(new)
+        fds = [] if pidfd is None else [pidfd.fileno()]
+        body = packet.pack_handover(roles_of(shape), (new.unique or 0) if new is not None else 0)
+        head = packet.pack_head(Header(Kind.HANDOVER, len(body), 0, len(fds)))
+        try:
+            self._send_packet([head, body], fds, 0)
+        except Disconnected:
+            pass
+        finally:
+            if pidfd is not None:
+                pidfd.close()
 
-    It would make ours non-blocking for all holders.
-    """
+    def take_back(self, shape: Shape) -> None:
+        """Undo ``hand_over`` as well as can be, when the carrying message could not be sent."""
+        try:
+            self.hand_over(shape, current_process())
+        except TubeError:
+            pass  # The first error is the one to report; the far side goes on expecting the other process.
+
+    def announce(self, shape: Shape, pid: int | None) -> None:
+        """Hand over to a process by its number. Raises UnknownProcess, QueueFull, Closed."""
+        new = None
+        if pid is not None:
+            new = process_by_pid(pid)
+            pidfd = pidfd_for(new)
+            if pidfd is None:
+                raise UnknownProcess(f"there is no process {pid}")
+            pidfd.close()
+        self.hand_over(shape, new)
+
+
+def _prepare(sock: socket.socket) -> None:
+    # A default timeout that somebody set for all new sockets would make this one non-blocking for all its
+    # holders.
     if sock.gettimeout() is not None:
         sock.settimeout(None)
+    enable_credentials(sock)
 
 
 def end_pair(buffer_size: int | None) -> tuple[End, End]:
@@ -405,47 +331,12 @@ def end_pair(buffer_size: int | None) -> tuple[End, End]:
         raise TubeSystemError("socketpair failed") from error
     try:
         for sock in (ours, theirs):
-            sock_timeout_none(sock)
-            enable_credentials(sock)  # before anybody can send
+            _prepare(sock)  # before anybody can send
             if buffer_size is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_size)
-        maker = current_process()
     except OSError as error:
         ours.close()
         theirs.close()
         raise TubeSystemError("a socket option was refused") from error
+    maker = current_process()
     return End(ours, PeerView(maker)), End(theirs, PeerView(maker))
-
-
-def wait_for(sock: socket.socket, events: int, deadline: int | None, *, at_once: bool = False) -> bool:
-    """Wait until the socket is ready or hung up; False when the deadline (monotonic ns) is over.
-
-    A deadline of 0 means "do not wait": then the answer is False without looking, unless ``at_once``.
-    """
-    if deadline == 0 and not at_once:
-        return False
-    poll = select.poll()
-    poll.register(sock.fileno(), events)
-    if deadline is None:
-        poll.poll()
-        return True
-    left_ns = max(0, deadline - time.monotonic_ns())
-    if not left_ns and not at_once:
-        return False
-    # Rounded up: a wait that ends early would spin through the last millisecond.
-    return bool(poll.poll(-(-left_ns // 1_000_000)))
-
-
-def pidfd_for(process: Process | None) -> Descriptor | None:
-    """Return a pidfd of a process we know, or None when it is open or gone."""
-    if process is None:
-        return None
-    fd = open_pidfd(process.pid)
-    if fd is None:
-        return None
-    pidfd = Descriptor(fd)
-    # The number may belong to somebody else by now.
-    if not process.same_as(process_of_pidfd(fd, process.pid)):
-        pidfd.close()
-        return None
-    return pidfd

@@ -14,7 +14,8 @@
     │   ├── TruncatedMessage   bytes or descriptors of its message were lost
     │   ├── MalformedMessage   its bytes are not a message of the expected kind
     │   ├── UnexpectedFds      it sent descriptors where none, or fewer, are allowed
-    │   └── WrongPeer          the packet comes from another process than ``target_pid``
+    │   ├── WrongPeer          the packet comes from another process than ``target_pid``
+    │   └── NotHandedOn        a descriptor was not delivered to the process it was meant for
     ├── nobody
     │   └── TubeTimeout        the time is up (also a TimeoutError)
     │       └── WouldBlock     ... and no waiting was asked for (also a BlockingIOError)
@@ -38,6 +39,7 @@ __all__ = [
     "Disconnected",
     "MalformedMessage",
     "MessageTooLarge",
+    "NotHandedOn",
     "NotSendable",
     "QueueFull",
     "TooManyFds",
@@ -105,6 +107,13 @@ class WrongPeer(TubeError, PeerError):
     """A packet was sent by another process than ``target_pid``.
 
     It was consumed, its descriptors are closed.
+    """
+
+
+class NotHandedOn(TubeError, PeerError):
+    """The supervisor could not deliver a descriptor.
+
+    The process it was meant for is gone, or takes nothing.
     """
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from supervisor.tube.end import End
 from supervisor.tube.errors import Closed
+from supervisor.tube.flush import flush
+from supervisor.tube.spawning import reduce_face
 
 if TYPE_CHECKING:
     from typing import Self
@@ -22,13 +24,20 @@ if TYPE_CHECKING:
     from supervisor.tube.packet import Shape
     from supervisor.tube.peer import Process
 
-__all__ = ["Face"]
+__all__ = ["FACES", "Face"]
+
+# Which class makes an end of each shape again at its receiver; filled by the classes themselves.
+FACES: dict[Shape, type[Face]] = {}
 
 
 class Face:
     """One process's handle of an end. Not created directly."""
 
     shape: ClassVar[Shape]
+
+    def __init_subclass__(cls) -> None:
+        if "shape" in cls.__dict__:
+            FACES[cls.shape] = cls
 
     def __init__(self, source: End | Descriptor | socket.socket | int) -> None:
         """Take over a connected SOCK_SEQPACKET socket: a received Descriptor, a socket, or a number.
@@ -87,8 +96,6 @@ class Face:
         return f"<{type(self).__name__} {state}>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        from supervisor.tube.spawning import reduce_face
-
         return reduce_face(self)
 
     @property
@@ -135,9 +142,7 @@ class Face:
         Needed only when an end leaves without being sent in a message: before a fork, or as a bare number.
         Never waits. Raises QueueFull, UnknownProcess, Closed.
         """
-        from supervisor.tube.handover import announce
-
-        announce(self.end, self.shape, pid)
+        self.end.announce(self.shape, pid)
 
     @property
     def relays(self) -> bool:
@@ -161,6 +166,4 @@ class Face:
         Raises TubeTimeout (not everything is taken), Undelivered (the peer is gone and had not taken
         everything), Closed.
         """
-        from supervisor.tube.flush import flush
-
         flush(self.end, timeout)

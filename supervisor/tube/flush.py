@@ -9,15 +9,13 @@ there is no polling interval.
 
 from __future__ import annotations
 
-import logging
 import select
-import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from supervisor.tube.end import deadline_after
 from supervisor.tube.errors import Closed, TubeError, TubeTimeout, Undelivered
 from supervisor.tube.scm import outstanding_bytes
+from supervisor.tube.waiting import deadline_after, seconds_left
 
 if TYPE_CHECKING:
     from typing import Self
@@ -34,8 +32,6 @@ _LEAST_CHARGE_BYTES = 256
 
 # How long a dropped Tube holds up its thread for a peer that does not read.
 FLUSH_TIMEOUT_S = 5.0
-
-_log = logging.getLogger(__name__)
 
 
 def flush(end: End, timeout: float | None) -> None:
@@ -54,8 +50,8 @@ def flush(end: End, timeout: float | None) -> None:
                 raise Undelivered("the peer is gone and left messages unread")
             if taken:
                 return
-            wait_s = None if deadline is None else (deadline - time.monotonic_ns()) / 1e9
-            if wait_s is not None and wait_s <= 0:
+            wait_s = seconds_left(deadline)
+            if wait_s == 0:
                 raise TubeTimeout("the peer has not taken everything in time")
             epoll.poll(wait_s)
 
@@ -122,4 +118,8 @@ class FlushOnDropTube:
         try:
             self.close()
         except (TubeError, AttributeError) as error:
-            _log.warning("a Tube was dropped before its peer had taken everything: %s", error)
+            import logging  # 5 ms that a worker without trouble does not pay
+
+            logging.getLogger(__name__).warning(
+                "a Tube was dropped before its peer had taken everything: %s", error
+            )

@@ -1,25 +1,25 @@
-"""Ends that travel in a message: what is said about their far side, to the receiver and to the far side
-itself.
+"""Ends that travel in a message: what their new holder is told about their far side.
 
-Joins peer.py's protocol to pidfds. Called by end.py only, while a packet is made or taken.
+Translates between peer.py's views and the references of packet.py, which are pidfds where possible. Called
+while a packet is made (end.py) or taken (intake.py). What the far side is told is ``End.hand_over``.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from supervisor.tube.end import EndDescriptor, pidfd_for
-from supervisor.tube.errors import MalformedMessage, TubeError, UnknownProcess
+from supervisor.tube.errors import MalformedMessage
 from supervisor.tube.packet import EndEntry, Header, Ref, Shape
+from supervisor.tube.parcel import EndDescriptor
 from supervisor.tube.peer import PeerView, Process, Roles
-from supervisor.tube.process import current_process, process_by_pid, process_of_pidfd
+from supervisor.tube.process import current_process, pidfd_for, process_of_pidfd
 from supervisor.tube.scm import is_seqpacket
 
 if TYPE_CHECKING:
     from supervisor.tube.descriptor import Descriptor
-    from supervisor.tube.end import End, Outgoing
+    from supervisor.tube.parcel import Outgoing
 
-__all__ = ["announce", "describe_ends", "hand_over", "restore_ends", "roles_of", "take_back"]
+__all__ = ["describe_ends", "restore_ends", "roles_of"]
 
 _ROLES = {
     Shape.TUBE: Roles.BOTH,
@@ -70,53 +70,29 @@ def restore_ends(
     header: Header, own: list[Descriptor], extras: list[Descriptor], sender: Process | None
 ) -> list[Descriptor]:
     """Return ``own`` with the ends among them as EndDescriptors. Raises MalformedMessage."""
-
-    def resolve(ref: Ref) -> Process | None:
-        if ref.where == Ref.OPEN:
-            return None
-        if ref.where == Ref.SENDER:
-            return sender
-        if ref.where == Ref.BY_UNIQUE:
-            return Process(0, ref.unique)
-        try:
-            return process_of_pidfd(extras[ref.where - header.fds].fileno())
-        except OSError as error:
-            raise MalformedMessage("a descriptor that should name a process is no pidfd") from error
-
     # Everything is judged before the first descriptor changes its owner.
     views = []
     for entry in header.ends:
         if not is_seqpacket(own[entry.index].fileno()):
             raise MalformedMessage("a descriptor that should be an end of a Tube is no SOCK_SEQPACKET socket")
-        views.append(PeerView(resolve(entry.maker), resolve(entry.speaker), resolve(entry.listener)))
+        speaker, listener, maker = (
+            _resolve(ref, extras, header.fds, sender) for ref in (entry.speaker, entry.listener, entry.maker)
+        )
+        views.append(PeerView(maker, speaker, listener))
     restored = list(own)
     for entry, view in zip(header.ends, views, strict=True):
         restored[entry.index] = EndDescriptor(own[entry.index].detach(), entry.shape, view)
     return restored
 
 
-def hand_over(end: End, shape: Shape, new: Process | None) -> None:
-    """Tell an end's far side who holds it from now on. Raises QueueFull, Closed."""
-    end.send_handover(_ROLES[shape], new)
-
-
-def take_back(end: End, shape: Shape) -> None:
-    """Undo ``hand_over`` as well as can be, when the carrying message could not be sent."""
+def _resolve(ref: Ref, extras: list[Descriptor], fds: int, sender: Process | None) -> Process | None:
+    if ref.where == Ref.OPEN:
+        return None
+    if ref.where == Ref.SENDER:
+        return sender
+    if ref.where == Ref.BY_UNIQUE:
+        return Process(0, ref.unique) if ref.unique else None
     try:
-        end.send_handover(_ROLES[shape], current_process())
-    except TubeError:
-        # The first error is the one to report; a full queue leaves the far side expecting the other process.
-        pass
-
-
-def announce(end: End, shape: Shape, pid: int | None) -> None:
-    """Tell an end's far side that process ``pid`` holds it from now on.
-
-    Raises UnknownProcess, QueueFull, Closed.
-    """
-    new = None
-    if pid is not None:
-        new = process_by_pid(pid)
-        if pidfd_for(new) is None:
-            raise UnknownProcess(f"there is no process {pid}")
-    hand_over(end, shape, new)
+        return process_of_pidfd(extras[ref.where - fds].fileno())
+    except OSError as error:
+        raise MalformedMessage("a descriptor that should name a process is no pidfd") from error

@@ -44,6 +44,7 @@ __all__ = [
     "pack_handover",
     "pack_head",
     "unpack",
+    "unpack_frame_head",
     "unpack_handover",
 ]
 
@@ -62,6 +63,7 @@ VERSION = 1
 _HEADER = Struct("<BBBBBBHI")
 _ENTRY = Struct("<BBBBBBHQQQ")
 HEADER_BYTES = _HEADER.size
+KIND_OFFSET = 1
 ENTRY_BYTES = _ENTRY.size
 
 
@@ -175,6 +177,32 @@ def unpack(packet: bytes) -> tuple[Header, memoryview]:
 
     Raises MalformedMessage for anything that ``pack_head`` cannot have made.
     """
+    kind, out_of_line, end_count, fds, extra_fds, body_bytes = _unpack_header(packet)
+    body_offset = HEADER_BYTES + end_count * ENTRY_BYTES
+    inline_bytes = len(packet) - body_offset
+    if inline_bytes != (0 if out_of_line else body_bytes):
+        raise MalformedMessage(f"packet has {inline_bytes} bytes of body, its header says otherwise")
+    ends = tuple(
+        _unpack_entry(packet, HEADER_BYTES + i * ENTRY_BYTES, fds, extra_fds) for i in range(end_count)
+    )
+    if len({entry.index for entry in ends}) != len(ends):
+        raise MalformedMessage("a descriptor is named twice in a packet's table of ends")
+    return Header(kind, body_bytes, fds, extra_fds, out_of_line, ends), memoryview(packet)[body_offset:]
+
+
+def unpack_frame_head(head: bytes) -> tuple[Kind, int]:
+    """Return (kind, body size in bytes) from the header of a frame in a byte stream, which carries no
+    descriptors.
+
+    Raises MalformedMessage.
+    """
+    kind, out_of_line, end_count, fds, extra_fds, body_bytes = _unpack_header(head)
+    if out_of_line or end_count or fds or extra_fds or kind == Kind.HANDOVER:
+        raise MalformedMessage("a frame of a byte stream claims descriptors")
+    return kind, body_bytes
+
+
+def _unpack_header(packet: bytes) -> tuple[Kind, bool, int, int, int, int]:
     if len(packet) < HEADER_BYTES:
         raise MalformedMessage(f"packet of {len(packet)} bytes is shorter than its header")
     version, kind_number, flags, end_count, fds, extra_fds, zero, body_bytes = _HEADER.unpack_from(packet)
@@ -193,16 +221,7 @@ def unpack(packet: bytes) -> tuple[Header, memoryview]:
         )
     if fds + extra_fds > MAX_FDS_KERNEL or (out_of_line and not extra_fds):
         raise MalformedMessage("packet claims descriptors that it cannot have")
-    body_offset = HEADER_BYTES + end_count * ENTRY_BYTES
-    inline_bytes = len(packet) - body_offset
-    if inline_bytes != (0 if out_of_line else body_bytes):
-        raise MalformedMessage(f"packet has {inline_bytes} bytes of body, its header says otherwise")
-    ends = tuple(
-        _unpack_entry(packet, HEADER_BYTES + i * ENTRY_BYTES, fds, extra_fds) for i in range(end_count)
-    )
-    if len({entry.index for entry in ends}) != len(ends):
-        raise MalformedMessage("a descriptor is named twice in a packet's table of ends")
-    return Header(kind, body_bytes, fds, extra_fds, out_of_line, ends), memoryview(packet)[body_offset:]
+    return kind, out_of_line, end_count, fds, extra_fds, body_bytes
 
 
 def _unpack_entry(packet: bytes, offset: int, fds: int, extra_fds: int) -> EndEntry:

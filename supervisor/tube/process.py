@@ -11,9 +11,10 @@ import fcntl
 import os
 import struct
 
+from supervisor.tube.descriptor import Descriptor
 from supervisor.tube.peer import Process
 
-__all__ = ["current_process", "forget_current_process", "open_pidfd", "process_by_pid", "process_of_pidfd"]
+__all__ = ["current_process", "open_pidfd", "pidfd_for", "process_by_pid", "process_of_pidfd"]
 
 # _IOWR(0xFF, 11, struct pidfd_info), whose first published size is 64 bytes.
 _PIDFD_INFO_BYTES = 64
@@ -110,10 +111,23 @@ def current_process() -> Process:
     return _current[1]
 
 
-def forget_current_process() -> None:
+def _forget_current_process() -> None:
     """Ask the kernel again next time; for a child that has the parent's number in another namespace."""
     global _current
     _current = None
 
 
-os.register_at_fork(after_in_child=forget_current_process)
+def pidfd_for(process: Process | None) -> Descriptor | None:
+    """Return a pidfd of a process, or None when it is not known, gone, or not to be seen from here."""
+    fd = None if process is None else open_pidfd(process.pid)
+    if process is None or fd is None:
+        return None
+    pidfd = Descriptor(fd)
+    # The number may belong to somebody else by now.
+    if not process.same_as(process_of_pidfd(fd, process.pid)):
+        pidfd.close()
+        return None
+    return pidfd
+
+
+os.register_at_fork(after_in_child=_forget_current_process)

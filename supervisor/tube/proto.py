@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from supervisor.tube.codec_fds import check_max_fds, gather
-from supervisor.tube.end import deadline_after, end_pair
+from supervisor.tube.end import end_pair
 from supervisor.tube.errors import MalformedMessage, NotSendable, UnexpectedFds
 from supervisor.tube.face import Face
 from supervisor.tube.packet import MAX_FDS_DEFAULT, Kind, Shape
+from supervisor.tube.waiting import deadline_after
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from supervisor.tube.descriptor import Descriptor
-    from supervisor.tube.end import Arrived
+    from supervisor.tube.parcel import Arrived
 
 __all__ = ["ProtoTube", "Received"]
 

@@ -16,9 +16,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from supervisor.tube.end import EndDescriptor
 from supervisor.tube.errors import NotSendable
-from supervisor.tube.handover import hand_over
+from supervisor.tube.parcel import EndDescriptor
 from supervisor.tube.peer import PeerView
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def reduce_face(face: Face) -> tuple[object, ...]:
         reduction: Any = sys.modules[f"{package}.reduction"]
         end = face.end
         view = end.view.travelling()
-        hand_over(end, face.shape, None)
+        end.hand_over(face.shape, None)
         return rebuild_face, (type(face), reduction.DupFd(face.fileno()), view)
     raise NotSendable("a Tube travels in a message or at the start of a process; it cannot be pickled")
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from supervisor.tube.end import deadline_after, end_pair
+from supervisor.tube.end import end_pair
 from supervisor.tube.errors import Closed
 from supervisor.tube.face import Face
 from supervisor.tube.packet import MAX_FDS_DEFAULT, Shape
+from supervisor.tube.waiting import deadline_after
 
 if TYPE_CHECKING:
     from typing import Self
