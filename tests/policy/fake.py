@@ -94,7 +94,7 @@ class Rig:
 
     def _is_in_table(self, before: State, event: Event) -> None:
         name = getattr(event, "name", None)
-        if name not in before.children:
+        if not isinstance(name, str) or name not in before.children:
             return
         old, new = child(before, name), child(self.state, name)
         if old.state is new.state and old.generation == new.generation:

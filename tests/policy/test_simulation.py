@@ -1,14 +1,13 @@
 """Random schedules: whatever happens, in whatever order, the policy keeps its promises.
 
-A fake world of processes answers the policy's orders at random and mixes in events that make no sense. ``Rig``
-checks at every step that no second process is spawned and that every step is one the table knows; the tests
-below check what holds over a whole run. Hypothesis prints the failing run and its seed.
+A fake world of processes answers the policy's orders at random and mixes in events that make no sense. The
+``Rig`` checks at every step that no second process is spawned and that every step is one the table knows; the
+tests below check what holds over a whole run. Hypothesis prints the failing run and its seed.
 """
 
 from __future__ import annotations
 
 import random
-from typing import Any
 
 from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
@@ -28,7 +27,7 @@ from supervisor.policy import (
     next_deadline_ns,
     step,
 )
-from supervisor.policy.actions import AskStop, DeviceDied, DeviceStopped, Finished, Kill, Report
+from supervisor.policy.actions import Action, AskStop, DeviceDied, DeviceStopped, Finished, Kill, Report
 from supervisor.policy.events import (
     Event,
     ExitKind,
@@ -129,7 +128,8 @@ class World:
             return self._nonsense(name, generation)
         view = child(self.rig.state, name)
         if self.luck.random() < 0.08:
-            return self.luck.choice([StartChild, StopChild, RestartChild])(name)
+            asks: list[Event] = [StartChild(name), StopChild(name), RestartChild(name)]
+            return self.luck.choice(asks)
         charged = self.luck.random() < 0.7
         said: dict[ChildState, list[Event]] = {
             ChildState.SPAWNING: [
@@ -155,18 +155,19 @@ class World:
     def _nonsense(self, name: str, generation: int) -> Event:
         """Late, early, doubled or unknown; but never the false news that a process is gone."""
         other = max(0, generation + self.luck.choice([-2, -1, 1]))
-        lies: list[Any] = [Hello, Ready, Silent]
-        return self.luck.choice(
-            [
-                Start(),
-                self.luck.choice(lies)(name, self.luck.choice([generation, other])),
-                Gone(name, other, self._reason()),
-                SpawnFailed(name, other, "late"),
-                Refused(name, other, "late"),
-                self.luck.choice([StartChild, StopChild, RestartChild])("nobody"),
-                Hello("nobody", 1),
-            ]
-        )
+        any_of = self.luck.choice([generation, other])
+        lies: list[Event] = [
+            Start(),
+            Hello(name, any_of),
+            Ready(name, any_of),
+            Silent(name, any_of),
+            Gone(name, other, self._reason()),
+            SpawnFailed(name, other, "late"),
+            Refused(name, other, "late"),
+            RestartChild("nobody"),
+            Hello("nobody", 1),
+        ]
+        return self.luck.choice(lies)
 
 
 @SLOWLY
@@ -197,7 +198,7 @@ def test_any_schedule_replayed_gives_the_same_actions(spec: SupervisorSpec, seed
     world = World(spec, seed)
     world.run(60)
     state = initial(spec)
-    again = []
+    again: list[Action] = []
     for happened, now_ns, chance in world.rig.inputs:
         state, actions = step(state, happened, now_ns, chance)
         again += actions
@@ -236,8 +237,6 @@ def test_any_schedule_stop_asks_in_reverse_level_by_level(spec: SupervisorSpec, 
     leaving = {name for name in rig.processes if not world._may_stay(name)}
     world.stop()
     depends_on = {one.name: one.depends_on for one in spec.children}
-    present = set(rig.alive())
-    gone: set[str] = {name for name in world.names if name not in present} - leaving
     alive_then = {action.name for action in rig.history[before:] if isinstance(action, AskStop | Kill)}
     ended: set[str] = set()
     for action in rig.history[before:]:
@@ -247,7 +246,6 @@ def test_any_schedule_stop_asks_in_reverse_level_by_level(spec: SupervisorSpec, 
             for name in alive_then - {action.name} - leaving:
                 if action.name in depends_on[name]:
                     assert name in ended, f"{action.name} was asked before {name} had ended"
-    assert gone or True
 
 
 @SLOWLY

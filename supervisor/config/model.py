@@ -1,0 +1,178 @@
+"""The shape of a configuration as pydantic models: types, bounds and defaults of single fields.
+
+What needs more than one field is in ``checks``; what pydantic reports is put into our words in ``load``. The
+JSON Schema for editors comes from these models, so they say what is written in YAML, while the values that
+they yield are already nanoseconds and bytes.
+
+Only ``load`` imports this module, and only when there is something to load: importing pydantic takes longer
+than everything else the supervisor does before its first fork.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from supervisor.config.units import parse_duration_ns, parse_size_bytes
+
+__all__ = ["Root"]
+
+NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_-]*$"
+"""No dots: they separate the parts of a --set path. No slashes or blanks: names become those of files."""
+
+_DURATION_SCHEMA = {
+    "type": "string",
+    "pattern": r"^[0-9]+(\.[0-9]+)? ?(ns|us|ms|s|m|h)$",
+    "examples": ["150ms"],
+}
+_SIZE_SCHEMA = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]iB)$", "examples": ["512MiB"]}
+
+
+def _positive(duration_ns: int) -> int:
+    if duration_ns == 0:
+        raise ValueError("must be longer than 0s")
+    return duration_ns
+
+
+def _stop_timeout_ns(value: object) -> int | None:
+    if value == "infinity":
+        return None
+    if value == "brutal_kill":
+        return 0
+    try:
+        return _positive(parse_duration_ns(value))
+    except ValueError as error:
+        raise ValueError(f"{error}; or brutal_kill, infinity") from None
+
+
+def _bytes(value: object) -> object:
+    return parse_size_bytes(value) if isinstance(value, str) else value
+
+
+def _positive_duration_ns(value: object) -> int:
+    return _positive(parse_duration_ns(value))
+
+
+DurationNs = Annotated[int, BeforeValidator(parse_duration_ns), WithJsonSchema(_DURATION_SCHEMA)]
+PositiveNs = Annotated[int, BeforeValidator(_positive_duration_ns), WithJsonSchema(_DURATION_SCHEMA)]
+StopTimeoutNs = Annotated[
+    int | None,
+    BeforeValidator(_stop_timeout_ns),
+    WithJsonSchema({"anyOf": [{"enum": ["brutal_kill", "infinity"]}, _DURATION_SCHEMA]}),
+]
+SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes), WithJsonSchema(_SIZE_SCHEMA)]
+RangeBytes = Annotated[
+    int,
+    BeforeValidator(_bytes),
+    Field(ge=1, le=1 << 64),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, _SIZE_SCHEMA]}),
+]
+
+_S = 1_000_000_000
+_MS = 1_000_000
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Supervisor(_Section):
+    """How the devices are supervised together."""
+
+    strategy: Literal["one_for_one", "one_for_all", "rest_for_one"] = Field(
+        "one_for_one", description="Which siblings restart together with a device that died."
+    )
+    intensity: int = Field(5, ge=0, description="How many restarts within `period` are allowed.")
+    period: PositiveNs = Field(10 * _S, description="The sliding window in which restarts are counted.")
+    on_give_up: Literal["stop", "isolate"] = Field(
+        "stop", description="Over budget: stop every device, or mark the one device failed and carry on."
+    )
+    auto_shutdown: Literal["never", "any_significant", "all_significant"] = Field(
+        "never", description="Whether the end of significant devices ends the supervisor."
+    )
+    spares: int = Field(1, ge=0, le=256, description="Worker processes kept forked in advance.")
+    in_process: bool = Field(False, description="Run devices inside the supervisor: for debugging only.")
+    preload: list[str] = Field([], description="Modules that are imported before workers are forked.")
+
+
+class MmioSection(_Section):
+    """Where the device's registers are in the guest's address space."""
+
+    base: int = Field(ge=0, lt=1 << 64, description="The first guest address.")
+    size: RangeBytes = Field(description="Bytes, as a number or with a unit.")
+    irq: int | None = Field(None, ge=0, description="The interrupt line of the machine.")
+
+
+class Heartbeat(_Section):
+    """A worker that is silent for `timeout` is killed. Off unless given."""
+
+    every: PositiveNs
+    timeout: PositiveNs
+
+
+class Backoff(_Section):
+    """How long a restart waits."""
+
+    first: DurationNs = Field(0, description="Before the first restart.")
+    next: DurationNs = Field(10 * _MS, description="Before the second; then times `factor` each.")
+    factor: float = Field(2.0, ge=1, le=1000)
+    max: DurationNs = Field(30 * _S, description="Never longer than this; 0s switches the delay off.")
+    jitter: float = Field(0.1, ge=0, le=1, description="The part of the delay that chance may take away.")
+    healthy_after: DurationNs = Field(_S, description="Back to `first` after running this long.")
+
+
+class LimitsSection(_Section):
+    """Resource limits of the worker."""
+
+    open_files: int | None = Field(None, ge=16, description="RLIMIT_NOFILE.")
+    data: SizeBytes | None = Field(None, description="RLIMIT_DATA; guest memory is not charged to it.")
+
+
+class VhostUserSection(_Section):
+    """The device is served over vhost-user."""
+
+    socket: str = Field(min_length=1, description="The socket's path, relative to this file.")
+
+
+class DeviceSection(_Section):
+    """One device."""
+
+    name: str = Field(pattern=NAME_PATTERN, max_length=64)
+    device: str = Field(description="A built-in name such as nrf51.uart, or package.module:Class.")
+    options: dict[str, Any] = Field({}, description="The device's own options.")
+    mmio: MmioSection | None = None
+    restart: Literal["permanent", "transient", "temporary"] = Field(
+        "permanent", description="Restarted always, after unclean ends, or never."
+    )
+    depends_on: list[str] = Field([], description="Devices that must be ready before this one starts.")
+    hello_timeout: PositiveNs = Field(5 * _S, description="From the fork until the process speaks.")
+    start_timeout: PositiveNs = Field(5 * _S, description="From then until the device is ready.")
+    stop_timeout: StopTimeoutNs = Field(2 * _S, description="Killed after this; or brutal_kill, infinity.")
+    request_timeout: PositiveNs = Field(5 * _S, description="A request that takes longer is a stuck worker.")
+    significant: bool = Field(False, description="Its end may end the supervisor, see auto_shutdown.")
+    heartbeat: Heartbeat | None = None
+    backoff: Backoff = Field(default_factory=lambda: Backoff.model_validate({}))
+    limits: LimitsSection = Field(default_factory=lambda: LimitsSection.model_validate({}))
+    poison: int = Field(3, ge=1, description="A request that was at work in so many deaths is dropped.")
+    on_bad_state: Literal["fail", "fresh"] = Field(
+        "fail", description="When the saved state is refused: fail the device, or start it afresh."
+    )
+    vhost_user: VhostUserSection | None = None
+    env: dict[str, str] = Field({}, description="Environment variables of the worker.")
+
+
+class MachineSection(_Section):
+    """The emulator or VMM whose main loop uses the devices."""
+
+    class_: str = Field(alias="class", description="package.module:Class")
+    options: dict[str, Any] = Field({}, description="Keyword arguments for the class.")
+
+
+class Root(_Section):
+    """A tubevisor configuration."""
+
+    name: str | None = Field(None, min_length=1, description="Shown to people; the file's name by default.")
+    supervisor: Supervisor = Field(default_factory=lambda: Supervisor.model_validate({}))
+    devices: list[DeviceSection] = Field([], description="In start order.")
+    machine: MachineSection | None = None
