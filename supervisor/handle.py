@@ -14,29 +14,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from supervisor.config import Mmio
 from supervisor.device import NO_ALARM, Device
 from supervisor.errors import LocalError
 from supervisor.registers import Access, evaluate_counter
 from supervisor.worker.records import Input, InputKind, Output, OutputKind
 from supervisor.worker.session import Launch, Session
 
-__all__ = ["Clock", "DeviceHandle", "LocalHandle", "Mmio"]
+__all__ = ["Clock", "DeviceHandle", "LocalHandle"]
 
 Clock = Callable[[], int]  # guest time in ns
 ByteSink = Callable[[bytes], None]
 IrqSink = Callable[[int, bool], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Mmio:
-    """Where a device lies in the machine's address space (bytes), and its interrupt number there."""
-
-    base: int
-    size: int
-    irq: int | None = None
 
 
 class DeviceHandle(ABC):
@@ -107,6 +98,12 @@ class DeviceHandle(ABC):
     def on_irq(self, sink: IrqSink | None) -> None:
         """Registers who takes every edge ``(line, raised)``, for a machine that does not poll levels."""
         self._irq_sink = sink
+
+    @property
+    def has_outputs(self) -> bool:
+        """True if there is something that ``deliver_outputs`` could deliver."""
+        outputs = self._outputs
+        return bool(outputs) and (self._byte_sink is not None or outputs[0].kind != OutputKind.BYTES)
 
     def deliver_outputs(self) -> bool:
         """Hands queued outputs to the sinks; true if there was anything. Bytes wait until there is a sink."""

@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tubevisor/messages.proto\x12\ttubevisor\"\x16\n\x04\x46ork\x12\x0e\n\x06ticket\x18\x01 \x01(\x04\"\xb9\x01\n\x0cZygoteReport\x12\'\n\x05ready\x18\x01 \x01(\x0b\x32\x16.tubevisor.ZygoteReadyH\x00\x12#\n\x06\x66orked\x18\x02 \x01(\x0b\x32\x11.tubevisor.ForkedH\x00\x12,\n\x0b\x66ork_failed\x18\x03 \x01(\x0b\x32\x15.tubevisor.ForkFailedH\x00\x12#\n\x06\x65xited\x18\x04 \x01(\x0b\x32\x11.tubevisor.ExitedH\x00\x42\x08\n\x06report\"\'\n\x0bZygoteReady\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"%\n\x06\x46orked\x12\x0e\n\x06ticket\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\r\"<\n\nForkFailed\x12\x0e\n\x06ticket\x18\x01 \x01(\x04\x12\r\n\x05\x65rrno\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\":\n\x06\x45xited\x12\x0e\n\x06ticket\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x13\n\x0bwait_status\x18\x03 \x01(\x05\"\xa6\x02\n\x11SupervisorMessage\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12#\n\x06\x61ssign\x18\x02 \x01(\x0b\x32\x11.tubevisor.AssignH\x00\x12\x1f\n\x04stop\x18\x03 \x01(\x0b\x32\x0f.tubevisor.StopH\x00\x12%\n\x07payload\x18\x04 \x01(\x0b\x32\x12.tubevisor.PayloadH\x00\x12\x30\n\rjournal_grown\x18\x05 \x01(\x0b\x32\x17.tubevisor.JournalGrownH\x00\x12+\n\nduplicated\x18\x06 \x01(\x0b\x32\x15.tubevisor.DuplicatedH\x00\x12)\n\tconnected\x18\x07 \x01(\x0b\x32\x14.tubevisor.ConnectedH\x00\x42\x06\n\x04\x62ody\"\xc6\x02\n\x06\x41ssign\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\x17\n\x0foptions_msgpack\x18\x03 \x01(\x0c\x12\x15\n\rrestart_count\x18\x04 \x01(\r\x12\x11\n\tlast_exit\x18\x05 \x01(\t\x12!\n\x06limits\x18\x06 \x01(\x0b\x32\x11.tubevisor.Limits\x12\x1a\n\x12heartbeat_every_ns\x18\x07 \x01(\x04\x12\x13\n\x0bstart_fresh\x18\x08 \x01(\x08\x12\x14\n\x0cpassed_names\x18\t \x03(\t\x12\x19\n\x11working_directory\x18\n \x01(\t\x12\x13\n\x0bmodule_path\x18\x0b \x03(\t\x12\x11\n\targuments\x18\x0c \x03(\t\x12\x11\n\tlog_level\x18\r \x01(\r\x12\x15\n\rjournal_bytes\x18\x0e \x01(\x04\"X\n\x06Limits\x12\x17\n\nopen_files\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x17\n\ndata_bytes\x18\x02 \x01(\x04H\x01\x88\x01\x01\x42\r\n\x0b_open_filesB\r\n\x0b_data_bytes\"\x06\n\x04Stop\"\'\n\x07Payload\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"%\n\x0cJournalGrown\x12\x15\n\rjournal_bytes\x18\x01 \x01(\x04\",\n\nDuplicated\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"(\n\tConnected\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"\xbf\x02\n\rWorkerMessage\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12!\n\x05hello\x18\x02 \x01(\x0b\x32\x10.tubevisor.HelloH\x00\x12!\n\x05ready\x18\x03 \x01(\x0b\x32\x10.tubevisor.ReadyH\x00\x12#\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x11.tubevisor.FailedH\x00\x12.\n\x0cjournal_full\x18\x05 \x01(\x0b\x32\x16.tubevisor.JournalFullH\x00\x12)\n\tduplicate\x18\x06 \x01(\x0b\x32\x14.tubevisor.DuplicateH\x00\x12%\n\x07\x63onnect\x18\x07 \x01(\x0b\x32\x12.tubevisor.ConnectH\x00\x12%\n\x07stopped\x18\x08 \x01(\x0b\x32\x12.tubevisor.StoppedH\x00\x42\x06\n\x04\x62ody\">\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06ticket\x18\x02 \x01(\x04\x12\x0b\n\x03pid\x18\x03 \x01(\r\"X\n\x05Ready\x12\x1c\n\x14register_map_msgpack\x18\x01 \x01(\x0c\x12\x1a\n\x12option_schema_json\x18\x02 \x01(\x0c\x12\x15\n\rstate_version\x18\x03 \x01(\r\"\x85\x02\n\x06\x46\x61iled\x12&\n\x05phase\x18\x01 \x01(\x0e\x32\x17.tubevisor.Failed.Phase\x12\x11\n\texception\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\x12\x0e\n\x06number\x18\x04 \x01(\x04\"\x9c\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x10\n\x0cPHASE_ASSIGN\x10\x01\x12\x10\n\x0cPHASE_IMPORT\x10\x02\x12\x11\n\rPHASE_OPTIONS\x10\x03\x12\x11\n\rPHASE_RESTORE\x10\x04\x12\x0f\n\x0bPHASE_START\x10\x05\x12\x11\n\rPHASE_REQUEST\x10\x06\x12\x0e\n\nPHASE_STOP\x10\x07\"8\n\x0bJournalFull\x12\x13\n\x0bstate_bytes\x18\x01 \x01(\x04\x12\x14\n\x0coutput_bytes\x18\x02 \x01(\x04\"0\n\tDuplicate\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x12\n\ntarget_pid\x18\x02 \x01(\r\"\x17\n\x07\x43onnect\x12\x0c\n\x04peer\x18\x01 \x01(\t\"\t\n\x07Stoppedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tubevisor/messages.proto\x12\ttubevisor\"\x16\n\x04\x46ork\x12\x0e\n\x06ticket\x18\x01 \x01(\x04\"\xb9\x01\n\x0cZygoteReport\x12\'\n\x05ready\x18\x01 \x01(\x0b\x32\x16.tubevisor.ZygoteReadyH\x00\x12#\n\x06\x66orked\x18\x02 \x01(\x0b\x32\x11.tubevisor.ForkedH\x00\x12,\n\x0b\x66ork_failed\x18\x03 \x01(\x0b\x32\x15.tubevisor.ForkFailedH\x00\x12#\n\x06\x65xited\x18\x04 \x01(\x0b\x32\x11.tubevisor.ExitedH\x00\x42\x08\n\x06report\"\'\n\x0bZygoteReady\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"%\n\x06\x46orked\x12\x0e\n\x06ticket\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\r\"<\n\nForkFailed\x12\x0e\n\x06ticket\x18\x01 \x01(\x04\x12\r\n\x05\x65rrno\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\":\n\x06\x45xited\x12\x0e\n\x06ticket\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x13\n\x0bwait_status\x18\x03 \x01(\x05\"\xa6\x02\n\x11SupervisorMessage\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12#\n\x06\x61ssign\x18\x02 \x01(\x0b\x32\x11.tubevisor.AssignH\x00\x12\x1f\n\x04stop\x18\x03 \x01(\x0b\x32\x0f.tubevisor.StopH\x00\x12%\n\x07payload\x18\x04 \x01(\x0b\x32\x12.tubevisor.PayloadH\x00\x12\x30\n\rjournal_grown\x18\x05 \x01(\x0b\x32\x17.tubevisor.JournalGrownH\x00\x12+\n\nduplicated\x18\x06 \x01(\x0b\x32\x15.tubevisor.DuplicatedH\x00\x12)\n\tconnected\x18\x07 \x01(\x0b\x32\x14.tubevisor.ConnectedH\x00\x42\x06\n\x04\x62ody\"\xa8\x03\n\x06\x41ssign\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\x17\n\x0foptions_msgpack\x18\x03 \x01(\x0c\x12\x15\n\rrestart_count\x18\x04 \x01(\r\x12\x11\n\tlast_exit\x18\x05 \x01(\t\x12!\n\x06limits\x18\x06 \x01(\x0b\x32\x11.tubevisor.Limits\x12\x1a\n\x12heartbeat_every_ns\x18\x07 \x01(\x04\x12\x13\n\x0bstart_fresh\x18\x08 \x01(\x08\x12\x14\n\x0cpassed_names\x18\t \x03(\t\x12\x19\n\x11working_directory\x18\n \x01(\t\x12\x13\n\x0bmodule_path\x18\x0b \x03(\t\x12\x37\n\x0b\x65nvironment\x18\x0c \x03(\x0b\x32\".tubevisor.Assign.EnvironmentEntry\x12\x11\n\tlog_level\x18\r \x01(\r\x12\x0e\n\x06now_ns\x18\x0e \x01(\x04\x12\r\n\x05umask\x18\x0f \x01(\r\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"X\n\x06Limits\x12\x17\n\nopen_files\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x17\n\ndata_bytes\x18\x02 \x01(\x04H\x01\x88\x01\x01\x42\r\n\x0b_open_filesB\r\n\x0b_data_bytes\"\x06\n\x04Stop\"\'\n\x07Payload\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"%\n\x0cJournalGrown\x12\x15\n\rjournal_bytes\x18\x01 \x01(\x04\",\n\nDuplicated\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"(\n\tConnected\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"\xbf\x02\n\rWorkerMessage\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12!\n\x05hello\x18\x02 \x01(\x0b\x32\x10.tubevisor.HelloH\x00\x12!\n\x05ready\x18\x03 \x01(\x0b\x32\x10.tubevisor.ReadyH\x00\x12#\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x11.tubevisor.FailedH\x00\x12.\n\x0cjournal_full\x18\x05 \x01(\x0b\x32\x16.tubevisor.JournalFullH\x00\x12)\n\tduplicate\x18\x06 \x01(\x0b\x32\x14.tubevisor.DuplicateH\x00\x12%\n\x07\x63onnect\x18\x07 \x01(\x0b\x32\x12.tubevisor.ConnectH\x00\x12%\n\x07stopped\x18\x08 \x01(\x0b\x32\x12.tubevisor.StoppedH\x00\x42\x06\n\x04\x62ody\">\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06ticket\x18\x02 \x01(\x04\x12\x0b\n\x03pid\x18\x03 \x01(\r\"X\n\x05Ready\x12\x1c\n\x14register_map_msgpack\x18\x01 \x01(\x0c\x12\x1a\n\x12option_schema_json\x18\x02 \x01(\x0c\x12\x15\n\rstate_version\x18\x03 \x01(\r\"\x85\x02\n\x06\x46\x61iled\x12&\n\x05phase\x18\x01 \x01(\x0e\x32\x17.tubevisor.Failed.Phase\x12\x11\n\texception\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\x12\x0e\n\x06number\x18\x04 \x01(\x04\"\x9c\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x10\n\x0cPHASE_ASSIGN\x10\x01\x12\x10\n\x0cPHASE_IMPORT\x10\x02\x12\x11\n\rPHASE_OPTIONS\x10\x03\x12\x11\n\rPHASE_RESTORE\x10\x04\x12\x0f\n\x0bPHASE_START\x10\x05\x12\x11\n\rPHASE_REQUEST\x10\x06\x12\x0e\n\nPHASE_STOP\x10\x07\"P\n\x0bJournalFull\x12\x13\n\x0bstate_bytes\x18\x01 \x01(\x04\x12\x14\n\x0coutput_bytes\x18\x02 \x01(\x04\x12\x16\n\x0eregister_words\x18\x03 \x01(\x04\"0\n\tDuplicate\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x12\n\ntarget_pid\x18\x02 \x01(\r\"\x17\n\x07\x43onnect\x12\x0c\n\x04peer\x18\x01 \x01(\t\"\t\n\x07Stoppedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tubevisor.messages_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ASSIGN_ENVIRONMENTENTRY']._loaded_options = None
+  _globals['_ASSIGN_ENVIRONMENTENTRY']._serialized_options = b'8\001'
   _globals['_FORK']._serialized_start=39
   _globals['_FORK']._serialized_end=61
   _globals['_ZYGOTEREPORT']._serialized_start=64
@@ -46,35 +48,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUPERVISORMESSAGE']._serialized_start=454
   _globals['_SUPERVISORMESSAGE']._serialized_end=748
   _globals['_ASSIGN']._serialized_start=751
-  _globals['_ASSIGN']._serialized_end=1077
-  _globals['_LIMITS']._serialized_start=1079
-  _globals['_LIMITS']._serialized_end=1167
-  _globals['_STOP']._serialized_start=1169
-  _globals['_STOP']._serialized_end=1175
-  _globals['_PAYLOAD']._serialized_start=1177
-  _globals['_PAYLOAD']._serialized_end=1216
-  _globals['_JOURNALGROWN']._serialized_start=1218
-  _globals['_JOURNALGROWN']._serialized_end=1255
-  _globals['_DUPLICATED']._serialized_start=1257
-  _globals['_DUPLICATED']._serialized_end=1301
-  _globals['_CONNECTED']._serialized_start=1303
-  _globals['_CONNECTED']._serialized_end=1343
-  _globals['_WORKERMESSAGE']._serialized_start=1346
-  _globals['_WORKERMESSAGE']._serialized_end=1665
-  _globals['_HELLO']._serialized_start=1667
-  _globals['_HELLO']._serialized_end=1729
-  _globals['_READY']._serialized_start=1731
-  _globals['_READY']._serialized_end=1819
-  _globals['_FAILED']._serialized_start=1822
-  _globals['_FAILED']._serialized_end=2083
-  _globals['_FAILED_PHASE']._serialized_start=1927
-  _globals['_FAILED_PHASE']._serialized_end=2083
-  _globals['_JOURNALFULL']._serialized_start=2085
-  _globals['_JOURNALFULL']._serialized_end=2141
-  _globals['_DUPLICATE']._serialized_start=2143
-  _globals['_DUPLICATE']._serialized_end=2191
-  _globals['_CONNECT']._serialized_start=2193
-  _globals['_CONNECT']._serialized_end=2216
-  _globals['_STOPPED']._serialized_start=2218
-  _globals['_STOPPED']._serialized_end=2227
+  _globals['_ASSIGN']._serialized_end=1175
+  _globals['_ASSIGN_ENVIRONMENTENTRY']._serialized_start=1125
+  _globals['_ASSIGN_ENVIRONMENTENTRY']._serialized_end=1175
+  _globals['_LIMITS']._serialized_start=1177
+  _globals['_LIMITS']._serialized_end=1265
+  _globals['_STOP']._serialized_start=1267
+  _globals['_STOP']._serialized_end=1273
+  _globals['_PAYLOAD']._serialized_start=1275
+  _globals['_PAYLOAD']._serialized_end=1314
+  _globals['_JOURNALGROWN']._serialized_start=1316
+  _globals['_JOURNALGROWN']._serialized_end=1353
+  _globals['_DUPLICATED']._serialized_start=1355
+  _globals['_DUPLICATED']._serialized_end=1399
+  _globals['_CONNECTED']._serialized_start=1401
+  _globals['_CONNECTED']._serialized_end=1441
+  _globals['_WORKERMESSAGE']._serialized_start=1444
+  _globals['_WORKERMESSAGE']._serialized_end=1763
+  _globals['_HELLO']._serialized_start=1765
+  _globals['_HELLO']._serialized_end=1827
+  _globals['_READY']._serialized_start=1829
+  _globals['_READY']._serialized_end=1917
+  _globals['_FAILED']._serialized_start=1920
+  _globals['_FAILED']._serialized_end=2181
+  _globals['_FAILED_PHASE']._serialized_start=2025
+  _globals['_FAILED_PHASE']._serialized_end=2181
+  _globals['_JOURNALFULL']._serialized_start=2183
+  _globals['_JOURNALFULL']._serialized_end=2263
+  _globals['_DUPLICATE']._serialized_start=2265
+  _globals['_DUPLICATE']._serialized_end=2313
+  _globals['_CONNECT']._serialized_start=2315
+  _globals['_CONNECT']._serialized_end=2338
+  _globals['_STOPPED']._serialized_start=2340
+  _globals['_STOPPED']._serialized_end=2349
 # @@protoc_insertion_point(module_scope)

@@ -232,6 +232,26 @@ class Assign(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class EnvironmentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     DEVICE_CLASS_FIELD_NUMBER: _builtins.int
     OPTIONS_MSGPACK_FIELD_NUMBER: _builtins.int
@@ -243,9 +263,10 @@ class Assign(_message.Message):
     PASSED_NAMES_FIELD_NUMBER: _builtins.int
     WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
     MODULE_PATH_FIELD_NUMBER: _builtins.int
-    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
-    JOURNAL_BYTES_FIELD_NUMBER: _builtins.int
+    NOW_NS_FIELD_NUMBER: _builtins.int
+    UMASK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     device_class: _builtins.str
     """"package.module:Class" """
@@ -259,7 +280,9 @@ class Assign(_message.Message):
     """on_bad_state: fresh, after a refused state"""
     working_directory: _builtins.str
     log_level: _builtins.int
-    journal_bytes: _builtins.int
+    now_ns: _builtins.int
+    """guest time of the start"""
+    umask: _builtins.int
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     @_builtins.property
@@ -267,7 +290,7 @@ class Assign(_message.Message):
     @_builtins.property
     def module_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def arguments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
         self,
         *,
@@ -282,13 +305,14 @@ class Assign(_message.Message):
         passed_names: _abc.Iterable[_builtins.str] | None = ...,
         working_directory: _builtins.str = ...,
         module_path: _abc.Iterable[_builtins.str] | None = ...,
-        arguments: _abc.Iterable[_builtins.str] | None = ...,
+        environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         log_level: _builtins.int = ...,
-        journal_bytes: _builtins.int = ...,
+        now_ns: _builtins.int = ...,
+        umask: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "device_class", b"device_class", "heartbeat_every_ns", b"heartbeat_every_ns", "journal_bytes", b"journal_bytes", "last_exit", b"last_exit", "limits", b"limits", "log_level", b"log_level", "module_path", b"module_path", "name", b"name", "options_msgpack", b"options_msgpack", "passed_names", b"passed_names", "restart_count", b"restart_count", "start_fresh", b"start_fresh", "working_directory", b"working_directory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_class", b"device_class", "environment", b"environment", "heartbeat_every_ns", b"heartbeat_every_ns", "last_exit", b"last_exit", "limits", b"limits", "log_level", b"log_level", "module_path", b"module_path", "name", b"name", "now_ns", b"now_ns", "options_msgpack", b"options_msgpack", "passed_names", b"passed_names", "restart_count", b"restart_count", "start_fresh", b"start_fresh", "umask", b"umask", "working_directory", b"working_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -608,18 +632,21 @@ class JournalFull(_message.Message):
 
     STATE_BYTES_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    REGISTER_WORDS_FIELD_NUMBER: _builtins.int
     state_bytes: _builtins.int
     """what one commit needs now"""
     output_bytes: _builtins.int
+    register_words: _builtins.int
     def __init__(
         self,
         *,
         state_bytes: _builtins.int = ...,
         output_bytes: _builtins.int = ...,
+        register_words: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_bytes", b"output_bytes", "state_bytes", b"state_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_bytes", b"output_bytes", "register_words", b"register_words", "state_bytes", b"state_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -134,8 +134,10 @@ class Session:
 
         What the device raises comes out of here: an exception in a device is a crash.
         """
-        self.now_ns = record.stamp_ns
         self._number = record.number
+        if self.alarms:
+            self._fire_alarms(record.stamp_ns)
+        self.now_ns = record.stamp_ns
         self._HANDLERS[record.kind](self, record)
 
     def _read(self, record: Input) -> None:
@@ -157,12 +159,21 @@ class Session:
         self.device.receive(record.payload)
 
     def _alarm(self, record: Input) -> None:
-        due = [token for token, at_ns in self.alarms.items() if at_ns <= record.stamp_ns]
-        due.sort(key=self.alarms.__getitem__)
-        for token in due:
-            if self.alarms.get(token, NO_ALARM) <= record.stamp_ns:  # an earlier one may have moved it
-                del self.alarms[token]
-                self.device.alarm(token)
+        """Guest time has reached the stamp; what was due is done already."""
+
+    def _fire_alarms(self, until_ns: int) -> None:
+        """Fires what is due, in the order of guest time, before an input of a later time is handled.
+
+        A function of the state and the record's stamp alone, so a replay fires the same.
+        """
+        while self.alarms:
+            token = min(self.alarms, key=self.alarms.__getitem__)
+            at_ns = self.alarms[token]
+            if at_ns > until_ns:
+                return
+            del self.alarms[token]
+            self.now_ns = at_ns
+            self.device.alarm(token)
 
     def _skip(self, record: Input) -> None:
         """The supervisor gave this input up and has answered it itself."""

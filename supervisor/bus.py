@@ -1,0 +1,50 @@
+"""The bus: addresses to devices, as the configuration lays them out. Pure lookup, no copying.
+
+Errors: an address that belongs to nobody raises :class:`~supervisor.errors.LocalError`; what a real bus does
+then (zeros, an abort) is the machine's to decide.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from supervisor.errors import LocalError
+
+if TYPE_CHECKING:
+    from supervisor.handle import DeviceHandle
+
+__all__ = ["Bus"]
+
+
+class Bus:
+    """Routes reads and writes by absolute address (bytes) to device handles."""
+
+    def __init__(self, handles: Iterable[DeviceHandle]) -> None:
+        mapped = sorted(
+            ((handle.mmio.base, handle) for handle in handles if handle.mmio is not None),
+            key=lambda pair: pair[0],
+        )
+        self._bases = [base for base, _handle in mapped]
+        self._handles = [handle for _base, handle in mapped]
+
+    def find(self, address: int) -> tuple[DeviceHandle, int]:
+        """The device at ``address`` and the offset inside it. Raises ``LocalError`` where there is none."""
+        index = bisect_right(self._bases, address) - 1
+        if index >= 0:
+            handle = self._handles[index]
+            offset = address - self._bases[index]
+            if handle.mmio is not None and offset < handle.mmio.size:
+                return handle, offset
+        raise LocalError(f"no device at {address:#x}")
+
+    def read(self, address: int, size: int) -> int:
+        """Reads ``size`` bytes at ``address``."""
+        handle, offset = self.find(address)
+        return handle.read(offset, size)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Writes ``value``, ``size`` bytes, at ``address``."""
+        handle, offset = self.find(address)
+        handle.write(offset, size, value)

@@ -1,0 +1,276 @@
+"""The public ``Supervisor``: devices by name, in the host's own loop.
+
+A polite guest: no threads, no signal handlers, no ``waitpid(-1)``, nothing global. The host calls
+``dispatch`` when ``fileno()`` is readable or ``next_timeout()`` has passed, or simply blocks in requests,
+which run the same reactor. Outputs reach their sinks, and alarms the devices, only from ``dispatch``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from supervisor import policy
+from supervisor.bus import Bus
+from supervisor.config import Config, policy_spec
+from supervisor.device import NO_ALARM
+from supervisor.errors import StartFailed
+from supervisor.handle import Clock, DeviceHandle, LocalHandle
+from supervisor.policy.actions import DeviceFailed, Outcome, OutcomeKind, Record
+from supervisor.policy.events import RestartChild, Start, StartChild, Stop, StopChild
+from supervisor.reactor import Reactor
+from supervisor.worker.session import Launch
+from supervisor.workers import DeviceCrashed, Workers
+
+__all__ = ["Supervisor"]
+
+
+class Supervisor:
+    """Runs the devices of a configuration, each in a process of its own (or all in this one).
+
+    ``with Supervisor(config) as sup`` starts them and waits until every one is ready; leaving stops them in
+    order. ``clock`` is guest time in ns: assign a callable of the machine's own; default: host monotonic.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.clock: Clock = time.monotonic_ns
+        self._reactor = Reactor(policy_spec(config))
+        self._workers: Workers | None = None
+        self._news: list[Record] = []
+        handles: Mapping[str, DeviceHandle]
+        if config.supervisor.in_process:
+            self._local: dict[str, LocalHandle] = {}
+            handles = self._local
+            self._reactor.executor = _Idle()
+        else:
+            self._workers = Workers(config, self._reactor, self._now)
+            self._reactor.executor = self._workers
+            handles = self._workers.handles
+        self._handles = handles
+        self._started = False
+        self._closed = False
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts every device in order and returns when all are ready.
+
+        Raises :class:`~supervisor.errors.StartFailed` with a report when one is not; nothing runs then.
+        """
+        if self._workers is None:
+            for device in self.config.devices:
+                self._local[device.name] = self._build_here(device)
+            self._bus = Bus(self._local.values())
+            self._started = True
+            return
+        self._bus = Bus(self._handles.values())
+        self._workers.start()
+        self._reactor.post(Start())
+        self._reactor.step()
+        self._started = True
+        while self._reactor.outcome is None and policy.phase(self._reactor.state) is policy.Phase.STARTING:
+            self._reactor.poll(None)
+        if self._reactor.outcome is not None:
+            report = self._start_report()
+            self.close()
+            raise StartFailed(report)
+        self._workers.keep_spares(self.config.supervisor.spares)
+
+    def stop(self) -> None:
+        """Stops every device in reverse order, each with its deadline, and returns when all are gone."""
+        if self._workers is not None and self._started:
+            self._reactor.post(Stop())
+            while self._reactor.outcome is None:
+                self._reactor.poll(None)
+                self._deliver_outputs()
+            self._deliver_outputs()
+        self.close()
+
+    def close(self) -> None:
+        """Ends whatever is left at once and gives everything back. ``stop`` is the polite way."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._workers is not None:
+            self._workers.close()
+        else:
+            for handle in self._local.values():
+                handle.close()
+        self._reactor.close()
+
+    def __enter__(self) -> Supervisor:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.stop()
+        finally:
+            self.close()
+
+    # -- devices ---------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> DeviceHandle:
+        try:
+            return self._handles[name]
+        except KeyError:
+            raise KeyError(f"no device {name!r}; there are {', '.join(self._handles)}") from None
+
+    @property
+    def devices(self) -> Mapping[str, DeviceHandle]:
+        """All devices by name, in the configuration's order."""
+        return self._handles
+
+    @property
+    def bus(self) -> Bus:
+        """Addresses to devices."""
+        return self._bus
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """Why the supervisor has ended, once it has."""
+        return self._reactor.outcome
+
+    def start_device(self, name: str) -> None:
+        """Brings a stopped, failed or finished device back."""
+        self[name]
+        self._reactor.post(StartChild(name))
+        self._reactor.step()
+
+    def stop_device(self, name: str) -> None:
+        """Takes a device down until told otherwise; its requests then raise ``DeviceGone``."""
+        self[name]
+        self._reactor.post(StopChild(name))
+        self._reactor.step()
+
+    def restart_device(self, name: str) -> None:
+        """Replaces a device's process; charged to nothing."""
+        self[name]
+        self._reactor.post(RestartChild(name))
+        self._reactor.step()
+
+    # -- somebody else's loop --------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Readable when :meth:`dispatch` has something to do."""
+        return self._reactor.fileno()
+
+    def next_timeout(self) -> float | None:
+        """Seconds until :meth:`dispatch` has something to do even if ``fileno()`` stays quiet.
+
+        With a clock of the machine's own, alarms are not in it: guest time is the machine's to know.
+        """
+        timeouts = []
+        if any(handle.has_outputs for handle in self._handles.values()):
+            return 0.0
+        own = self._reactor.timeout_ns()
+        if own is not None:
+            timeouts.append(own)
+        if self.clock is time.monotonic_ns:
+            alarm_ns = self.next_alarm_ns()
+            if alarm_ns != NO_ALARM:
+                timeouts.append(max(0, alarm_ns - time.monotonic_ns()))
+        return min(timeouts) / 1e9 if timeouts else None
+
+    def next_alarm_ns(self) -> int:
+        """Guest time of the earliest alarm of all devices, or ``NO_ALARM``."""
+        return min((handle.next_alarm_ns for handle in self._handles.values()), default=NO_ALARM)
+
+    def dispatch(self, timeout: float | None = 0.0) -> None:
+        """Does what there is to do: processes, alarms that guest time has reached, outputs to their sinks.
+
+        Waits at most ``timeout`` seconds for something to happen (0: not at all, ``None``: until it does).
+        """
+        timeout_ns = None if timeout is None else int(timeout * 1e9)
+        if timeout_ns != 0:
+            limit = self.next_timeout()
+            if limit is not None and (timeout_ns is None or limit * 1e9 < timeout_ns):
+                timeout_ns = int(limit * 1e9) + 1
+        self._reactor.poll(timeout_ns)
+        self._deliver_alarms()
+        self._deliver_outputs()
+
+    def events(self) -> Iterator[Record]:
+        """Lifecycle records since the last call; never blocks. Old ones are dropped if nobody reads."""
+        records = self._reactor.records
+        while records:
+            yield records.popleft()
+
+    def run(self) -> Any:
+        """Dispatches until the supervisor has ended: blocks, or, under asyncio, is awaited."""
+        try:
+            asyncio = importlib.import_module("asyncio")
+            asyncio.get_running_loop()
+        except RuntimeError:
+            while self._reactor.outcome is None:
+                self.dispatch(None)
+            return self._reactor.outcome
+        from supervisor.aio import run_under_asyncio
+
+        return run_under_asyncio(self)
+
+    def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Any:
+        """Calls ``callback`` from ``dispatch`` after ``delay_ns`` of host time; ``cancel()`` takes it back."""
+        return self._reactor.call_at(time.monotonic_ns() + delay_ns, callback)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _now(self) -> int:
+        return self.clock()
+
+    def _deliver_alarms(self) -> None:
+        now_ns = self.clock()
+        while True:
+            due = [
+                (at_ns, name)
+                for name, handle in self._handles.items()
+                if (at_ns := handle.next_alarm_ns) <= now_ns
+            ]
+            if not due:
+                return
+            at_ns, name = min(due)
+            self._handles[name].deliver_alarm(at_ns)
+
+    def _deliver_outputs(self) -> None:
+        for handle in self._handles.values():
+            handle.deliver_outputs()
+
+    def _build_here(self, device: Any) -> LocalHandle:
+        module, _, attribute = device.device_class.partition(":")
+        device_class = getattr(importlib.import_module(module), attribute)
+        launch = Launch(name=device.name, options=device.options)
+        return LocalHandle(device_class, launch, self._now, device.mmio)
+
+    def _start_report(self) -> str:
+        outcome = self._reactor.outcome
+        lines = [f"the start failed: {outcome.why}" if outcome is not None else "the start failed"]
+        for record in self.events():
+            if isinstance(record, DeviceCrashed):
+                lines.append(f"{record.name}: {record.exception}")
+                lines += [f"    {line}" for line in record.traceback.rstrip().splitlines()]
+                lines += [f"    log: {line}" for line in record.log if line not in record.traceback]
+            elif isinstance(record, DeviceFailed):
+                lines.append(f"{record.name}: {record.why}")
+        return "\n".join(lines)
+
+
+class _Idle:
+    """The executor of a supervisor that has no processes."""
+
+    def spawn(self, name: str, generation: int) -> None: ...
+
+    def ask_stop(self, name: str, generation: int) -> None: ...
+
+    def kill(self, name: str, generation: int, why: str) -> None: ...
+
+    def published(self, record: Record) -> None: ...

@@ -1,0 +1,321 @@
+"""The supervisor's side of launching: starts the zygote through multiprocess, orders forks, learns of ends.
+
+Never blocks: an order goes out when the zygote has room for it, an answer comes in through ``fileno()``.
+A worker's end is known from its pidfd; its exit status is a note that the zygote sends, or, where the zygote
+has died as well, what the kernel still tells (PIDFD_GET_INFO, Linux 6.15), or nothing.
+
+``multiprocess`` is used through the private parts of one pinned version (see ``_ZygotePopen``): its own way of
+spawning would import the user's ``__main__`` a second time and start a resource tracker that we have no use for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import os
+import signal
+import struct
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from multiprocess import context, popen_spawn_posix, spawn, util
+
+from supervisor.errors import PeerError
+from supervisor.launch.zygote import zygote_main
+from supervisor.messages_pb2 import Fork, ZygoteReport
+from supervisor.tube import Descriptor, Disconnected, ProtoTube, TubeTimeout
+from supervisor.worker.entry import PROTOCOL_VERSION
+
+__all__ = ["Exited", "ForkFailed", "Forked", "LaunchReport", "Launcher", "WorkerProcess"]
+
+ORDERS_IN_FLIGHT = 64  # a default socket queue holds 278 packets; each order carries two descriptors
+PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info) in its first published size
+PIDFD_INFO_BYTES = 64
+PIDFD_INFO_EXIT = 1 << 3  # in the mask, the first 8 bytes
+PIDFD_INFO_EXIT_AT = 60  # the wait status, 32 bits
+
+
+@dataclass(eq=False, slots=True)
+class WorkerProcess:
+    """A process that was ordered: its ticket, our end of its Tube, its log; later its pid and pidfd."""
+
+    ticket: int
+    tube: ProtoTube
+    log: Descriptor
+    pid: int = 0
+    pidfd: Descriptor | None = None
+    wait_status: int | None = None
+    hello: bool = False
+    lost: bool = False  # the zygote died before it could report the fork
+
+    def kill(self) -> None:
+        """SIGKILL through the pidfd, so that no stranger can be hit. A process that is gone is no error."""
+        if self.pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd.fileno(), signal.SIGKILL)
+
+    def close(self) -> None:
+        """Closes what we hold of it."""
+        self.tube.close()
+        self.log.close()
+        if self.pidfd is not None:
+            self.pidfd.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """The process exists: ``worker.pid`` and ``worker.pidfd`` are known."""
+
+    worker: WorkerProcess
+
+
+@dataclass(frozen=True, slots=True)
+class ForkFailed:
+    """There is no process and there will be none."""
+
+    worker: WorkerProcess
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The zygote has reaped the process: ``worker.wait_status`` is known."""
+
+    worker: WorkerProcess
+
+
+LaunchReport = Forked | ForkFailed | Exited
+
+
+class Launcher:
+    """Owns the zygote. ``fileno()`` is readable when there are reports; it may change with ``restarts``."""
+
+    def __init__(self, preload: Sequence[str] = ()) -> None:
+        self._preload = tuple(preload)
+        self._tickets = 0
+        self._waiting: deque[tuple[WorkerProcess, tuple[Any, ...]]] = deque()
+        self._ordered: dict[int, WorkerProcess] = {}
+        self._alive: dict[int, WorkerProcess] = {}
+        self._process: Any = None
+        self._tube: ProtoTube | None = None
+        self.restarts = 0
+
+    @property
+    def running(self) -> bool:
+        """True while there is a zygote."""
+        return self._tube is not None
+
+    @property
+    def pid(self) -> int | None:
+        """The zygote's pid."""
+        return None if self._process is None else int(self._process.pid)
+
+    def fileno(self) -> int:
+        """Readable when :meth:`reports` has something. Only while :attr:`running`."""
+        if self._tube is None:
+            raise ValueError("no zygote is running")
+        return self._tube.fileno()
+
+    def start(self) -> None:
+        """Starts the zygote unless it runs; returns at once. Raises ``OSError`` where the system refuses."""
+        if self._tube is not None:
+            return
+        ours, theirs = ProtoTube.pair()
+        try:
+            process = _ZygoteProcess(
+                target=zygote_main,
+                name="tubevisor-zygote",
+                args=(_Inherited(theirs.fileno()), os.getpid(), self._preload),
+                daemon=True,
+            )
+            process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._process, self._tube = process, ours
+
+    def fork(self) -> WorkerProcess:
+        """Orders a worker; :class:`Forked` or :class:`ForkFailed` follows. Starts a zygote if there is none.
+
+        Raises ``OSError`` where the system has no descriptors left.
+        """
+        self.start()
+        self._tickets += 1
+        ours, theirs = ProtoTube.pair()
+        try:
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        os.set_blocking(read_end, False)
+        worker = WorkerProcess(self._tickets, ours, Descriptor(read_end))
+        self._waiting.append((worker, (theirs, Descriptor(write_end))))
+        self._send_orders()
+        return worker
+
+    def reports(self) -> list[LaunchReport]:
+        """What the zygote has reported since, without blocking."""
+        found: list[LaunchReport] = []
+        while self._tube is not None:
+            try:
+                received = self._tube.recv_proto_with_fds(ZygoteReport, timeout=0, max_fds=1)
+            except TubeTimeout:
+                break
+            except Disconnected:
+                self._lose_zygote()
+                break
+            found += self._judge(received.message, received.descriptors)
+        self._send_orders()
+        return found
+
+    def read_exit(self, worker: WorkerProcess) -> int | None:
+        """The wait status of a dead worker whose zygote is gone, if the kernel still knows it."""
+        if worker.wait_status is None and worker.pidfd is not None:
+            worker.wait_status = _exit_from_pidfd(worker.pidfd.fileno())
+        return worker.wait_status
+
+    def forget(self, worker: WorkerProcess) -> None:
+        """The worker is done with; late reports about it are of no interest."""
+        self._alive.pop(worker.ticket, None)
+        self._ordered.pop(worker.ticket, None)
+
+    def close(self) -> None:
+        """Ends the zygote, and with it every worker that is left; returns when it is gone."""
+        for worker, ends in self._waiting:
+            for end in ends:
+                end.close()
+            worker.close()
+        self._waiting.clear()
+        if self._tube is not None:
+            self._tube.close()
+            self._tube = None
+        if self._process is not None:
+            self._process.join()
+            self._process.close()
+            self._process = None
+
+    def _send_orders(self) -> None:
+        tube = self._tube
+        if tube is None:
+            if not self._waiting:
+                return
+            self.start()
+            tube = self._tube
+        while self._waiting and len(self._ordered) < ORDERS_IN_FLIGHT:
+            worker, ends = self._waiting[0]
+            try:
+                tube.send_proto(Fork(ticket=worker.ticket), fds=[end.fileno() for end in ends], timeout=0)
+            except TubeTimeout:
+                return
+            except Disconnected:
+                return  # ``reports`` will see it, and start another zygote
+            self._waiting.popleft()
+            self._ordered[worker.ticket] = worker
+            for end in ends:
+                end.close()
+
+    def _judge(self, report: ZygoteReport, descriptors: list[Descriptor]) -> list[LaunchReport]:
+        match report.WhichOneof("report"):
+            case "ready":
+                if report.ready.protocol_version != PROTOCOL_VERSION:
+                    raise PeerError(
+                        f"the zygote speaks version {report.ready.protocol_version}, we {PROTOCOL_VERSION}"
+                    )
+            case "forked":
+                worker = self._ordered.pop(report.forked.ticket, None)
+                if worker is not None:
+                    worker.pid = report.forked.pid
+                    worker.pidfd = descriptors.pop()
+                    self._alive[worker.ticket] = worker
+                    return [Forked(worker)]
+            case "fork_failed":
+                worker = self._ordered.pop(report.fork_failed.ticket, None)
+                if worker is not None:
+                    return [ForkFailed(worker, f"fork: {report.fork_failed.message}")]
+            case "exited":
+                worker = self._alive.pop(report.exited.ticket, None)
+                if worker is not None:
+                    worker.wait_status = report.exited.wait_status
+                    return [Exited(worker)]
+        for descriptor in descriptors:
+            descriptor.close()
+        return []
+
+    def _lose_zygote(self) -> None:
+        """The zygote is gone: its workers are dying; what it never reported is known by its Tube's end."""
+        assert self._tube is not None  # noqa: S101 - the caller read from it
+        self._tube.close()
+        self._tube = None
+        self._process.join()
+        self._process.close()
+        self._process = None
+        self.restarts += 1
+        for worker in self._ordered.values():
+            worker.lost = True
+        self._ordered.clear()
+        self._alive.clear()
+
+
+@dataclass(slots=True)
+class _Inherited:
+    """A descriptor that the new process gets under a number of its own choice."""
+
+    fd: int
+    _kept: list[int] = field(default_factory=list)
+
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        return int, (context.get_spawning_popen().duplicate_for_child(self.fd),)
+
+
+class _ZygotePopen(popen_spawn_posix.Popen):  # type: ignore[misc]
+    """Spawns without the user's ``__main__`` and without a resource tracker."""
+
+    def _launch(self, process: Any) -> None:
+        preparation = spawn.get_preparation_data(process._name)
+        for key in ("init_main_from_name", "init_main_from_path"):
+            preparation.pop(key, None)
+        pickled = io.BytesIO()
+        context.set_spawning_popen(self)
+        try:
+            context.reduction.dump(preparation, pickled)
+            context.reduction.dump(process, pickled)
+        finally:
+            context.set_spawning_popen(None)
+        sentinel, child_writes = os.pipe()
+        child_reads, we_write = os.pipe()
+        try:
+            command = spawn.get_command_line(tracker_fd=None, pipe_handle=child_reads)
+            self._fds += [child_reads, child_writes]
+            self.pid = util.spawnv_passfds(spawn.get_executable(), command, self._fds)
+            self.sentinel = sentinel
+            with open(we_write, "wb", closefd=False) as stream:
+                stream.write(pickled.getbuffer())
+        finally:
+            self.finalizer = util.Finalize(self, util.close_fds, (sentinel, we_write))
+            os.close(child_reads)
+            os.close(child_writes)
+
+
+class _ZygoteProcess(context.SpawnProcess):  # type: ignore[misc]
+    @staticmethod
+    def _Popen(process: Any) -> _ZygotePopen:  # noqa: N802 - multiprocess calls it so
+        return _ZygotePopen(process)
+
+
+def _exit_from_pidfd(pidfd: int) -> int | None:
+    """ioctl(PIDFD_GET_INFO): the wait status of a process that has been reaped by somebody else."""
+    buffer = bytearray(PIDFD_INFO_BYTES)
+    struct.pack_into("<Q", buffer, 0, PIDFD_INFO_EXIT)
+    try:
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, buffer)
+    except OSError:
+        return None
+    if not struct.unpack_from("<Q", buffer)[0] & PIDFD_INFO_EXIT:
+        return None
+    return int(struct.unpack_from("<i", buffer, PIDFD_INFO_EXIT_AT)[0])

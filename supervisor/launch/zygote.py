@@ -1,0 +1,122 @@
+"""The zygote: one lean, single-threaded process that has everything imported and forks workers.
+
+It lives for its supervisor. It is asked through a ProtoTube to fork, answers with a pidfd of the child, reaps
+it and reports how it ended. When the supervisor is gone (its Tube is at its end, or its pidfd says so) the
+zygote kills what it forked and exits; when the zygote itself is killed, the kernel kills the workers
+(PR_SET_PDEATHSIG), so that a restarted zygote can never lead to two copies of a device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import select
+import signal
+import sys
+from collections.abc import Sequence
+
+from supervisor.messages_pb2 import Fork, ZygoteReport
+from supervisor.tube import Disconnected, ProtoTube, TubeTimeout
+from supervisor.worker.entry import PROTOCOL_VERSION, run_worker
+
+__all__ = ["zygote_main"]
+
+FDS_PER_FORK = 2  # the worker's end of its Tube, and its log pipe
+
+
+class _Zygote:
+    def __init__(self, tube: ProtoTube, supervisor_pidfd: int) -> None:
+        self._tube = tube
+        self._supervisor_pidfd = supervisor_pidfd
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd -> (pid, ticket)
+        self._epoll = select.epoll()
+        self._epoll.register(tube.fileno(), select.EPOLLIN)
+        self._epoll.register(supervisor_pidfd, select.EPOLLIN)
+
+    def serve(self) -> None:
+        """Forks and reaps until the supervisor is gone."""
+        ready = ZygoteReport()
+        ready.ready.protocol_version = PROTOCOL_VERSION
+        self._tube.send_proto(ready)
+        while True:
+            for fd, _mask in self._epoll.poll():
+                if fd in self._children:
+                    self._reap(fd)
+                elif fd == self._supervisor_pidfd or not self._take_orders():
+                    self._end_all()
+                    return
+
+    def _take_orders(self) -> bool:
+        try:
+            received = self._tube.recv_proto_with_fds(Fork, timeout=0, max_fds=FDS_PER_FORK)
+        except TubeTimeout:
+            return True
+        except Disconnected:
+            return False
+        tube, log = received.descriptors
+        self._fork(received.message.ticket, tube.fileno(), log.fileno())
+        tube.close()
+        log.close()
+        return True
+
+    def _fork(self, ticket: int, tube_fd: int, log_fd: int) -> None:
+        report = ZygoteReport()
+        own_pid = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            report.fork_failed.ticket = ticket
+            report.fork_failed.errno = error.errno or 0
+            report.fork_failed.message = error.strerror or ""
+            self._tube.send_proto(report)
+            return
+        if pid == 0:
+            run_worker(tube_fd, log_fd, ticket, own_pid)
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = (pid, ticket)
+        self._epoll.register(pidfd, select.EPOLLIN)
+        report.forked.ticket = ticket
+        report.forked.pid = pid
+        self._tube.send_proto(report, fds=(pidfd,))
+
+    def _reap(self, pidfd: int) -> None:
+        pid, ticket = self._children.pop(pidfd)
+        self._epoll.unregister(pidfd)
+        os.close(pidfd)
+        _pid, status = os.waitpid(pid, 0)
+        report = ZygoteReport()
+        report.exited.ticket = ticket
+        report.exited.pid = pid
+        report.exited.wait_status = status
+        with contextlib.suppress(Disconnected):
+            self._tube.send_proto(report)
+
+    def _end_all(self) -> None:
+        for pidfd, (pid, _ticket) in self._children.items():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def zygote_main(tube_fd: int, supervisor_pid: int, preload: Sequence[str]) -> None:
+    """Entry point of the zygote. ``preload`` names modules that workers will want."""
+    os.setsid()  # a Ctrl-C on the terminal is the command's business
+    os.set_inheritable(tube_fd, False)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+    supervisor_pidfd = os.pidfd_open(supervisor_pid)
+    if os.getppid() != supervisor_pid:
+        return
+    for name in preload:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 - the worker that needs it will say so, with its name
+            print(f"preload of {name}: {error!r}", file=sys.stderr)  # noqa: T201 - before any logging
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(Disconnected):
+        _Zygote(ProtoTube.from_fd(tube_fd), supervisor_pidfd).serve()

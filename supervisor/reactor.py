@@ -1,0 +1,182 @@
+"""The loop: descriptors become events, events become actions, actions become system calls.
+
+    epoll → callbacks → queue of events → policy.step → actions → executor
+
+One thread, one queue, no recursion: a callback or an executor that causes an event appends it. In each round
+the descriptors are drained before a deadline is judged, so that a worker whose answer is already here is not
+killed for being late. Nothing here waits except ``poll``.
+
+A stale readiness report for a descriptor number that has been closed and used again within one round is not
+delivered: registrations carry a serial, and a round delivers only to those that are older than itself.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from supervisor import policy
+from supervisor.policy.actions import Action, AskStop, Finished, Kill, Outcome, Record, Report, Spawn
+from supervisor.policy.events import Event, Tick
+
+__all__ = ["Executor", "Reactor", "Timer"]
+
+MAX_RECORDS = 4096  # lifecycle news that nobody has read: the oldest are dropped
+MAX_EVENTS_PER_ROUND = 256  # descriptors served per poll: the rest is served in the next one
+
+
+class Executor(Protocol):
+    """Who carries actions out. None of these blocks or raises."""
+
+    def spawn(self, name: str, generation: int) -> None: ...
+
+    def ask_stop(self, name: str, generation: int) -> None: ...
+
+    def kill(self, name: str, generation: int, why: str) -> None: ...
+
+    def published(self, record: Record) -> None:
+        """A lifecycle record has been made: bookkeeping of the executor's own."""
+
+
+class Timer:
+    """A callback at a host time; ``cancel`` takes it back."""
+
+    __slots__ = ("at_ns", "callback")
+
+    def __init__(self, at_ns: int, callback: Callable[[], None]) -> None:
+        self.at_ns = at_ns
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        """Takes the timer back; twice is no error."""
+        self.callback = None
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.at_ns < other.at_ns
+
+
+class Reactor:
+    """Watches descriptors, runs the policy, keeps the records. ``fileno()`` is for somebody else's loop."""
+
+    def __init__(self, spec: policy.SupervisorSpec) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, tuple[int, Callable[[int], None]]] = {}
+        self._serial = 0
+        self._timers: list[Timer] = []
+        self._events: deque[Event] = deque()
+        self._running = False
+        self.state = policy.initial(spec)
+        self.records: deque[Record] = deque(maxlen=MAX_RECORDS)
+        self.outcome: Outcome | None = None
+        self.executor: Executor
+
+    def fileno(self) -> int:
+        """Readable when :meth:`poll` has something to do (deadlines apart: see :meth:`timeout_ns`)."""
+        return self._epoll.fileno()
+
+    # -- descriptors and timers ------------------------------------------------------------------
+
+    def watch(self, fd: int, callback: Callable[[int], None], events: int = select.EPOLLIN) -> None:
+        """Calls ``callback(mask)`` whenever ``fd`` is ready."""
+        self._serial += 1
+        self._epoll.register(fd, events)
+        self._callbacks[fd] = (self._serial, callback)
+
+    def unwatch(self, fd: int) -> None:
+        """Stops watching. Before the descriptor is closed."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def watches(self, fd: int) -> bool:
+        """True while ``fd`` is watched."""
+        return fd in self._callbacks
+
+    def call_at(self, at_ns: int, callback: Callable[[], None]) -> Timer:
+        """Calls ``callback`` once host time (monotonic ns) has reached ``at_ns``."""
+        timer = Timer(at_ns, callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Queues an event for the policy; it is stepped in this or the next :meth:`poll`."""
+        self._events.append(event)
+
+    def publish(self, record: Record) -> None:
+        """Adds a lifecycle record."""
+        self.records.append(record)
+        self.executor.published(record)
+
+    def timeout_ns(self) -> int | None:
+        """How long (ns) until :meth:`poll` has something to do even if no descriptor becomes ready."""
+        if self._events:
+            return 0
+        while self._timers and self._timers[0].callback is None:
+            heapq.heappop(self._timers)
+        deadline = policy.next_deadline_ns(self.state)
+        if self._timers and (deadline is None or self._timers[0].at_ns < deadline):
+            deadline = self._timers[0].at_ns
+        return None if deadline is None else max(0, deadline - time.monotonic_ns())
+
+    def poll(self, timeout_ns: int | None) -> None:
+        """One round: waits at most ``timeout_ns`` (``None``: until something happens), then works it off."""
+        self.step()
+        own = self.timeout_ns()
+        if own is not None and (timeout_ns is None or own < timeout_ns):
+            timeout_ns = own
+        limit = self._serial
+        seconds = None if timeout_ns is None else timeout_ns / 1e9
+        for fd, mask in self._epoll.poll(seconds, MAX_EVENTS_PER_ROUND):
+            serial, callback = self._callbacks.get(fd, (limit + 1, None))
+            if serial <= limit and callback is not None:
+                callback(mask)
+        self.step()
+        self._judge_deadlines()
+
+    def step(self) -> None:
+        """Works off queued events without looking at any descriptor."""
+        if self._running:
+            return  # an executor's doing: the loop below goes on with what it queued
+        self._running = True
+        try:
+            while self._events:
+                event = self._events.popleft()
+                self.state, actions = policy.step(self.state, event, time.monotonic_ns(), random.random())
+                for action in actions:
+                    self._act(action)
+        finally:
+            self._running = False
+
+    def _judge_deadlines(self) -> None:
+        now_ns = time.monotonic_ns()
+        while self._timers and self._timers[0].at_ns <= now_ns:
+            callback = heapq.heappop(self._timers).callback
+            if callback is not None:
+                callback()
+        deadline = policy.next_deadline_ns(self.state)
+        if deadline is not None and deadline <= now_ns:
+            self._events.append(Tick())
+        self.step()
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Spawn(name, generation):
+                self.executor.spawn(name, generation)
+            case AskStop(name, generation):
+                self.executor.ask_stop(name, generation)
+            case Kill(name, generation, why):
+                self.executor.kill(name, generation, why)
+            case Report(record):
+                self.publish(record)
+            case Finished(outcome):
+                self.outcome = outcome
+
+    def close(self) -> None:
+        """Closes the epoll descriptor."""
+        self._epoll.close()

@@ -1,0 +1,257 @@
+"""From a freshly forked process to a serving device: what a worker does with its life.
+
+fork → own session, bound to the zygote's life → Hello → Assign → class, options, state → Ready → serve → gone.
+
+A worker owns three descriptors when it is born: its end of the Tube, and the log pipe as stdout and stderr.
+The last words of one that fails (phase, exception, traceback) go through the Tube; it then exits with 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import importlib
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import traceback
+from typing import Any
+
+import msgspec
+
+from supervisor.device import Device
+from supervisor.errors import LocalError, TubevisorError
+from supervisor.messages_pb2 import Assign, Failed, Ready, SupervisorMessage, WorkerMessage
+from supervisor.tube import Disconnected, ProtoTube, TubeTimeout
+from supervisor.worker.journal import Journal
+from supervisor.worker.runtime import DeviceCrashed, Runtime
+from supervisor.worker.session import Launch, Session
+
+__all__ = ["PROTOCOL_VERSION", "run_worker"]
+
+PROTOCOL_VERSION = 1
+EXIT_CRASHED = 1
+EXIT_ORPHANED = 3  # the supervisor went away
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+FIRST_FREE_FD = 4  # 0 to 2 are stdio, 3 is the Tube
+MAX_PASSED_FDS = 253  # what one packet can carry
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Tube:
+    """The worker's ProtoTube as the runtime wants it."""
+
+    def __init__(self, tube: ProtoTube) -> None:
+        self._tube = tube
+
+    def fileno(self) -> int:
+        return self._tube.fileno()
+
+    def tell(self, message: WorkerMessage, fds: tuple[int, ...] = ()) -> None:
+        self._tube.send_proto(message, fds=fds)
+
+    def hear(self, timeout: float | None) -> tuple[SupervisorMessage, list[Any]] | None:
+        try:
+            received = self._tube.recv_proto_with_fds(
+                SupervisorMessage, timeout=timeout, max_fds=MAX_PASSED_FDS
+            )
+        except TubeTimeout:
+            return None
+        return received.message, received.descriptors
+
+
+def run_worker(tube_fd: int, log_fd: int, ticket: int, zygote_pid: int) -> None:
+    """The whole life of a forked worker; never returns."""
+    code = EXIT_CRASHED
+    try:
+        _settle_in(tube_fd, log_fd, zygote_pid)
+        tube = _Tube(ProtoTube.from_fd(3))
+        code = _live(tube, ticket)
+    except Disconnected:
+        code = EXIT_ORPHANED
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else EXIT_CRASHED if leaving.code else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _settle_in(tube_fd: int, log_fd: int, zygote_pid: int) -> None:
+    """Own session, death with the zygote, clean signals, and no descriptor but one's own."""
+    os.setsid()
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != zygote_pid:
+        os._exit(EXIT_ORPHANED)  # it died before the line above could bind us to it
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    null = os.open("/dev/null", os.O_RDWR)
+    kept = os.dup(tube_fd), os.dup(log_fd)
+    os.dup2(null, 0)
+    os.dup2(kept[1], 1)
+    os.dup2(kept[1], 2)
+    os.dup2(kept[0], 3, inheritable=False)
+    os.closerange(FIRST_FREE_FD, _highest_fd() + 1)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the life of the process
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    faulthandler.enable(sys.stderr)
+
+
+def _highest_fd() -> int:
+    return max(int(name) for name in os.listdir("/proc/self/fd"))
+
+
+def _live(tube: _Tube, ticket: int) -> int:
+    _say_hello(tube, ticket)
+    heard = tube.hear(None)
+    if heard is None:
+        return EXIT_ORPHANED
+    message, descriptors = heard
+    if message.WhichOneof("body") != "assign":
+        return 0  # asked to stop while it was a spare
+    assign = message.assign
+    try:
+        runtime = _build(tube, message.generation, assign, descriptors)
+        runtime.serve()
+    except DeviceCrashed as crash:
+        _say_last_words(tube, message.generation, crash)
+        return EXIT_CRASHED
+    stopped = WorkerMessage(generation=message.generation)
+    stopped.stopped.SetInParent()
+    tube.tell(stopped)
+    return 0
+
+
+def _say_hello(tube: _Tube, ticket: int) -> None:
+    pid = os.getpid()
+    hello = WorkerMessage()
+    hello.hello.protocol_version = PROTOCOL_VERSION
+    hello.hello.ticket = ticket
+    hello.hello.pid = pid
+    pidfd = os.pidfd_open(pid)
+    try:
+        tube.tell(hello, fds=(pidfd,))
+    finally:
+        os.close(pidfd)
+
+
+def _say_last_words(tube: _Tube, generation: int, crash: DeviceCrashed) -> None:
+    cause = crash.__cause__ or crash
+    words = WorkerMessage(generation=generation)
+    words.failed.phase = crash.phase
+    words.failed.exception = "".join(traceback.format_exception_only(cause)).strip()
+    words.failed.traceback = "".join(traceback.format_exception(cause))
+    words.failed.number = crash.number
+    tube.tell(words)
+
+
+def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any]) -> Runtime:
+    """Turns this process into the device that ``assign`` describes; says Ready."""
+    with _phase(Failed.PHASE_ASSIGN):
+        _apply_surroundings(assign)
+        journal = Journal.attach(descriptors[0].fileno())
+        descriptors[0].close()
+        doorbell, answer = descriptors[1].detach(), descriptors[2].detach()
+        passed = {
+            name: held.detach() for name, held in zip(assign.passed_names, descriptors[3:], strict=True)
+        }
+    with _phase(Failed.PHASE_IMPORT):
+        device_class = _find_class(assign.device_class)
+    with _phase(Failed.PHASE_OPTIONS):
+        options = msgspec.msgpack.decode(assign.options_msgpack)
+        launch = Launch(
+            name=assign.name,
+            options=options,
+            restarts=assign.restart_count,
+            last_exit=assign.last_exit,
+            passed=passed,
+        )
+        runtime = Runtime(
+            tube,
+            generation,
+            journal,
+            doorbell_fd=doorbell,
+            answer_fd=answer,
+            heartbeat_every_ns=assign.heartbeat_every_ns,
+        )
+        try:
+            session = Session(device_class, launch, runtime)
+        except LocalError:
+            raise
+        except Exception as error:
+            raise DeviceCrashed(Failed.PHASE_START) from error
+    runtime.adopt(session, now_ns=assign.now_ns, fresh=assign.start_fresh)
+    ready = WorkerMessage(generation=generation)
+    ready.ready.CopyFrom(_describe(device_class))
+    tube.tell(ready)
+    return runtime
+
+
+def _find_class(name: str) -> type[Device]:
+    module_name, _, attribute = name.partition(":")
+    module = importlib.import_module(module_name)
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise LocalError(f"module {module_name} has no {attribute}")
+    if not (isinstance(found, type) and issubclass(found, Device)):
+        raise LocalError(f"{name} is not a subclass of supervisor.Device but {found!r}")
+    return found
+
+
+def _describe(device_class: type[Device]) -> Ready:
+    schema = {} if device_class.Options is None else msgspec.json.schema(device_class.Options)
+    return Ready(
+        register_map_msgpack=msgspec.msgpack.encode(device_class.sheet.map()),
+        option_schema_json=json.dumps(schema).encode(),
+        state_version=device_class.state_version,
+    )
+
+
+def _apply_surroundings(assign: Assign) -> None:
+    _libc.prctl(PR_SET_NAME, f"tv:{assign.name}".encode()[:15], 0, 0, 0)
+    os.environ.update(assign.environment)
+    os.umask(assign.umask)
+    if assign.working_directory:
+        os.chdir(assign.working_directory)
+    for path in reversed(assign.module_path):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    for limit, field in ((resource.RLIMIT_NOFILE, "open_files"), (resource.RLIMIT_DATA, "data_bytes")):
+        if assign.limits.HasField(field):  # type: ignore[arg-type]  # the names above
+            value = getattr(assign.limits, field)
+            resource.setrlimit(limit, (value, value))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PriorityFormatter("%(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(assign.log_level)
+
+
+class _PriorityFormatter(logging.Formatter):
+    """Marks each line with its level as ``<n>``, as sd-daemon(3) does, so that the supervisor can sort it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        mark = f"<{record.levelno}>"
+        return "\n".join(mark + line for line in text.splitlines() or [""])
+
+
+@contextlib.contextmanager
+def _phase(phase: Failed.Phase.ValueType) -> Any:
+    try:
+        yield
+    except (Disconnected, DeviceCrashed):
+        raise
+    except (Exception, TubevisorError) as error:
+        raise DeviceCrashed(phase) from error

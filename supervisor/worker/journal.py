@@ -1,0 +1,345 @@
+"""The journal of one device: shared memory that outlives its workers.
+
+One memfd a device, owned by the supervisor, mapped by both sides::
+
+    header | registers | input ring | output ring | slot A | slot B
+
+- The supervisor appends numbered inputs to the input ring; the number is a position in the ring, so what
+  a dead worker did not get to is still there for the next one.
+- The worker handles inputs, writes their outputs and replies beyond the visible end of the output ring,
+  writes the whole state into the slot that is not current, and then stores one 64-bit word, ``COMMIT``.
+  That store is the atomic step: before it none of the inputs has happened, after it all of them have.
+- Then it publishes, in this order: registers, outputs, and the number up to which inputs are answered.
+  A worker that dies in between leaves it to the next one, which publishes the last commit again first of
+  all; since outputs live at fixed positions, nothing is doubled by that.
+
+The memory is the worker's to write, and a worker is not trusted: the supervisor checks each number and
+length that it reads (:class:`JournalCorrupt`), and the memfd is sealed, so that it cannot be shrunk under
+the supervisor's mapping. A journal grows by replacement.
+
+A 64-bit word is read and written through a ``memoryview`` cast to "Q", which does not tear; the order of
+stores is x86's and, for a process that is killed, program order on every machine, since all of what it
+stored is in the page cache. Who sleeps waits with the flags ``WORKER_SLEEPS`` and ``WANTED`` and a fence.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+
+from supervisor.errors import PeerError
+from supervisor.worker.records import Input, InputKind, Output
+
+__all__ = ["Commit", "Journal", "JournalCorrupt", "Layout", "create_journal"]
+
+MAGIC = 0x314C4E524A425554  # "TUBJRNL1"
+HEADER_BYTES = 4096
+
+# Words of the header. The supervisor writes the first group, the worker the second.
+(MAGIC_WORD, REGISTER_WORDS, INPUT_SLOTS, OUTPUT_BYTES, STATE_BYTES) = range(5)
+(SUBMITTED, CONSUMED, WANTED) = range(8, 11)
+(COMMIT, PUBLISHED, OUTPUT_END, WORKER_SLEEPS, HEARTBEAT, IRQ_LEVELS, NEXT_ALARM, HANDLING) = range(
+    16, 24
+)
+
+INPUT = struct.Struct("<QIHBBQQ")  # stamp_ns, offset, slots, kind, size, value, payload bytes
+INPUT_BYTES = INPUT.size  # 32: a posted write is one store of half a cache line
+OUT_OF_LINE = 1 << 63  # in "payload bytes": the payload comes through the Tube
+OUTPUT = struct.Struct("<IHHQ")  # payload bytes, kind, detail, number
+SLOT = struct.Struct("<QQQQQQQ")  # applied, output end, irq levels, next alarm, state version, sizes (2)
+
+REGISTER_WORDS_DEFAULT = 512  # one page: the largest built-in data sheet has some 150 words
+INPUT_SLOTS_DEFAULT = 1024  # a burst of posted writes; 32 KiB, touched by and by
+OUTPUT_BYTES_DEFAULT = 32768
+STATE_BYTES_DEFAULT = 8192
+JOURNAL_BYTES_MAX = 1 << 30  # a state over 256 MiB is a mistake of the device
+
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class JournalCorrupt(PeerError):
+    """The worker wrote something into its journal that cannot be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The sizes of a journal's parts."""
+
+    register_words: int = REGISTER_WORDS_DEFAULT
+    input_slots: int = INPUT_SLOTS_DEFAULT
+    output_bytes: int = OUTPUT_BYTES_DEFAULT
+    state_bytes: int = STATE_BYTES_DEFAULT
+
+    @property
+    def inputs_at(self) -> int:
+        """Where the input ring begins, in bytes."""
+        return HEADER_BYTES + 8 * self.register_words
+
+    @property
+    def outputs_at(self) -> int:
+        """Where the output ring begins, in bytes."""
+        return self.inputs_at + INPUT_BYTES * self.input_slots
+
+    def slot_at(self, commit: int) -> int:
+        """Where the state of commit number ``commit`` lies, in bytes."""
+        return self.outputs_at + self.output_bytes + (commit & 1) * self.state_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """The size of the whole journal, in bytes."""
+        return self.slot_at(0) + 2 * self.state_bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class Commit:
+    """A device's state after the inputs below ``applied``; ``state`` is runtime and device state, packed."""
+
+    applied: int
+    output_end: int
+    irq_levels: int
+    next_alarm_ns: int
+    state_version: int
+    registers: bytes
+    state: bytes
+
+
+class Journal:
+    """A mapped journal: positions, records and commits, without any policy.
+
+    ``words`` is the header, ``registers`` the published register words (both as 64-bit words).
+    """
+
+    def __init__(self, fd: int, layout: Layout) -> None:
+        self.layout = layout
+        self._map = mmap.mmap(fd, layout.total_bytes)
+        view = memoryview(self._map)
+        self.words = view[:HEADER_BYTES].cast("Q")
+        self.registers = view[HEADER_BYTES : layout.inputs_at].cast("Q")
+        self.bytes = view
+        self._input_mask = layout.input_slots - 1
+        self._output_mask = layout.output_bytes - 1
+
+    @classmethod
+    def attach(cls, fd: int) -> Journal:
+        """Maps the journal behind ``fd``, whose header says how it is laid out.
+
+        Raises :class:`JournalCorrupt` where the header does not fit the file.
+        """
+        header = struct.unpack("<5Q", os.pread(fd, 40, 0))
+        if header[0] != MAGIC:
+            raise JournalCorrupt(f"no journal: it begins with {header[0]:#x}, not {MAGIC:#x}")
+        layout = Layout(
+            register_words=header[1], input_slots=header[2], output_bytes=header[3], state_bytes=header[4]
+        )
+        if layout.total_bytes != os.fstat(fd).st_size:
+            raise JournalCorrupt(f"a journal of {os.fstat(fd).st_size} bytes claims {layout.total_bytes}")
+        return cls(fd, layout)
+
+    def close(self) -> None:
+        """Unmaps. The views must not be used any more."""
+        self.words.release()
+        self.registers.release()
+        self.bytes.release()
+        self._map.close()
+
+    # -- inputs ----------------------------------------------------------------------------------
+
+    def slots_for(self, payload: bytes) -> int:
+        """Ring slots that a record with ``payload`` takes, if it travels inline."""
+        return 1 + -(-len(payload) // INPUT_BYTES)
+
+    def put_input(self, record: Input, *, out_of_line: bool = False) -> int:
+        """Writes ``record`` at its number; returns the number after it. ``SUBMITTED`` is the caller's."""
+        payload = b"" if out_of_line else record.payload
+        slots = self.slots_for(payload)
+        length = len(record.payload) | (OUT_OF_LINE if out_of_line else 0)
+        INPUT.pack_into(
+            self._map,
+            self.layout.inputs_at + (record.number & self._input_mask) * INPUT_BYTES,
+            record.stamp_ns,
+            record.offset,
+            slots,
+            record.kind,
+            record.size,
+            record.value,
+            length,
+        )
+        if payload:
+            self._copy_in(self.layout.inputs_at, self._input_span, (record.number + 1) * INPUT_BYTES, payload)
+        return record.number + slots
+
+    def get_input(self, number: int) -> tuple[Input, int, bool]:
+        """The record at ``number``, the number after it, and whether its payload is out of line."""
+        at = self.layout.inputs_at + (number & self._input_mask) * INPUT_BYTES
+        stamp_ns, offset, slots, kind, size, value, length = INPUT.unpack_from(self._map, at)
+        if not slots:
+            raise JournalCorrupt(f"input {number} takes no room")
+        out_of_line = bool(length & OUT_OF_LINE)
+        payload = b""
+        if length and not out_of_line:
+            payload = self._copy_out(
+                self.layout.inputs_at, self._input_span, (number + 1) * INPUT_BYTES, length
+            )
+        return Input(number, kind, stamp_ns, offset, size, value, payload), number + slots, out_of_line
+
+    def skip_input(self, number: int) -> None:
+        """Turns the record at ``number`` into one that does nothing. Only while no worker is alive."""
+        at = self.layout.inputs_at + (number & self._input_mask) * INPUT_BYTES
+        stamp_ns, offset, slots, _kind, size, value, _length = INPUT.unpack_from(self._map, at)
+        INPUT.pack_into(self._map, at, stamp_ns, offset, slots, InputKind.SKIP, size, value, 0)
+
+    # -- outputs ---------------------------------------------------------------------------------
+
+    def output_needs(self, output: Output) -> int:
+        """Bytes that ``output`` takes in the ring."""
+        return OUTPUT.size + (len(output.payload) + 15 & ~15)
+
+    def put_output(self, end: int, output: Output) -> int:
+        """Writes ``output`` at position ``end``, which nobody sees yet; returns the position after it."""
+        at = self.layout.outputs_at + (end & self._output_mask)
+        OUTPUT.pack_into(self._map, at, len(output.payload), output.kind, output.detail, output.number)
+        if output.payload:
+            self._copy_in(self.layout.outputs_at, self.layout.output_bytes, end + OUTPUT.size, output.payload)
+        return end + self.output_needs(output)
+
+    def get_output(self, position: int, end: int) -> tuple[Output, int]:
+        """The output at ``position``, and the position after it, which is at most ``end``."""
+        at = self.layout.outputs_at + (position & self._output_mask)
+        length, kind, detail, number = OUTPUT.unpack_from(self._map, at)
+        after = position + OUTPUT.size + (length + 15 & ~15)
+        if after > end:
+            raise JournalCorrupt(f"an output of {length} bytes at {position} reaches past the end at {end}")
+        payload = b""
+        if length:
+            payload = self._copy_out(
+                self.layout.outputs_at, self.layout.output_bytes, position + OUTPUT.size, length
+            )
+        return Output(kind, detail, number, payload), after
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def write_slot(self, commit: int, state: Commit) -> None:
+        """Writes the state of commit number ``commit`` into the slot that is not current."""
+        at = self.layout.slot_at(commit)
+        SLOT.pack_into(
+            self._map,
+            at,
+            state.applied,
+            state.output_end,
+            state.irq_levels,
+            state.next_alarm_ns,
+            state.state_version,
+            len(state.registers),
+            len(state.state),
+        )
+        at += SLOT.size
+        middle = at + len(state.registers)
+        self._map[at:middle] = state.registers
+        self._map[middle : middle + len(state.state)] = state.state
+
+    def slot_needs(self, state: Commit) -> int:
+        """Bytes that ``state`` takes in a slot."""
+        return SLOT.size + len(state.registers) + len(state.state)
+
+    def read_commit(self) -> Commit | None:
+        """The committed state, or ``None`` before the first commit.
+
+        Raises :class:`JournalCorrupt` where its sizes cannot be.
+        """
+        commit = self.words[COMMIT]
+        if not commit:
+            return None
+        at = self.layout.slot_at(commit)
+        applied, output_end, irq_levels, next_alarm_ns, version, n_registers, n_state = SLOT.unpack_from(
+            self._map, at
+        )
+        at += SLOT.size
+        if SLOT.size + n_registers + n_state > self.layout.state_bytes:
+            raise JournalCorrupt(f"a state of {n_registers} + {n_state} bytes in {self.layout.state_bytes}")
+        middle = at + n_registers
+        return Commit(
+            applied=applied,
+            output_end=output_end,
+            irq_levels=irq_levels,
+            next_alarm_ns=next_alarm_ns,
+            state_version=version,
+            registers=self._map[at:middle],
+            state=self._map[middle : middle + n_state],
+        )
+
+    # -- growth ----------------------------------------------------------------------------------
+
+    def copy_to(self, other: Journal, submitted: int) -> None:
+        """Copies everything that counts into ``other``, a larger journal. Only while the worker waits."""
+        ours, theirs = self.words, other.words
+        for word in range(SUBMITTED, HEADER_BYTES // 8):
+            theirs[word] = ours[word]
+        other.registers[: len(self.registers)] = self.registers
+        state = self.read_commit()
+        number = state.applied if state else 0
+        while number < submitted:
+            record, after, out_of_line = self.get_input(number)
+            if out_of_line:
+                record = record._replace(payload=b"")
+            other.put_input(record, out_of_line=out_of_line)
+            number = after
+        position = ours[CONSUMED]
+        while position < ours[OUTPUT_END]:
+            output, after = self.get_output(position, ours[OUTPUT_END])
+            other.put_output(position, output)
+            position = after
+        if state is not None:
+            other.write_slot(ours[COMMIT], state)
+
+    # -- rings -----------------------------------------------------------------------------------
+
+    @property
+    def _input_span(self) -> int:
+        return self.layout.input_slots * INPUT_BYTES
+
+    def _copy_in(self, base: int, span: int, position: int, data: bytes) -> None:
+        at = position % span
+        first = min(len(data), span - at)
+        self._map[base + at : base + at + first] = data[:first]
+        if first < len(data):
+            self._map[base : base + len(data) - first] = data[first:]
+
+    def _copy_out(self, base: int, span: int, position: int, length: int) -> bytes:
+        if length > span:
+            raise JournalCorrupt(f"a payload of {length} bytes in a ring of {span}")
+        at = position % span
+        first = min(length, span - at)
+        data = self._map[base + at : base + at + first]
+        return data if first == length else data + self._map[base : base + length - first]
+
+
+def create_journal(name: str, layout: Layout | None = None) -> tuple[int, Journal]:
+    """A new, empty journal: its memfd (close-on-exec, sealed against resizing) and the mapping.
+
+    Raises ``OSError`` where the system has no descriptor or memory left.
+    """
+    layout = layout or Layout()
+    for what, size in (("input_slots", layout.input_slots), ("output_bytes", layout.output_bytes)):
+        if size & (size - 1):
+            raise ValueError(f"{what} must be a power of two, not {size}")
+    if layout.total_bytes > JOURNAL_BYTES_MAX:
+        raise JournalCorrupt(f"a journal of {layout.total_bytes} bytes; the limit is {JOURNAL_BYTES_MAX}")
+    fd = os.memfd_create(f"tubevisor-{name}"[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, layout.total_bytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        journal = Journal(fd, layout)
+    except BaseException:
+        os.close(fd)
+        raise
+    words = journal.words
+    words[REGISTER_WORDS] = layout.register_words
+    words[INPUT_SLOTS] = layout.input_slots
+    words[OUTPUT_BYTES] = layout.output_bytes
+    words[STATE_BYTES] = layout.state_bytes
+    words[NEXT_ALARM] = 2**64 - 1
+    words[MAGIC_WORD] = MAGIC
+    return fd, journal

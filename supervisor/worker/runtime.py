@@ -1,0 +1,355 @@
+"""The worker's loop: inputs from the journal, state back into it, control through the Tube.
+
+One thread. The order of things is the promise of the project, so it stands here in one place:
+
+1. handle a batch of inputs (up to and with the first one that somebody waits for);
+2. write their outputs beyond the visible end of the output ring;
+3. write the whole state into the free slot, then store ``COMMIT``: now it has happened;
+4. publish registers, levels, outputs, and last of all the number of the last input applied.
+
+A new worker publishes the last commit again before it does anything else. Where outputs find no room the
+worker waits for the supervisor (back-pressure); where a commit finds none it asks for a larger journal.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from supervisor.device import NO_ALARM
+from supervisor.memory.fence import FENCE
+from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
+from supervisor.worker import journal as layout
+from supervisor.worker.journal import Commit, Journal
+from supervisor.worker.records import Input, InputKind
+from supervisor.worker.session import Session
+
+__all__ = ["ControlTube", "DeviceCrashed", "Runtime"]
+
+BATCH_INPUTS = 64  # posted writes per commit: a commit costs as much as a few device calls
+SPIN_LOOKS = 200  # looks at the ring before sleeping, some 15 µs: a reply is often followed by a request
+LOOKS_AT_TUBE = 256  # batches after which a busy worker looks whether the supervisor has spoken
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(tuple[dict[int, int], bytes]).decode
+
+
+class ControlTube(Protocol):
+    """What the runtime needs of its ProtoTube."""
+
+    def fileno(self) -> int: ...
+
+    def tell(self, message: WorkerMessage, fds: tuple[int, ...] = ()) -> None:
+        """Sends; waits while the supervisor is slow. Raises once it is gone."""
+
+    def hear(self, timeout: float | None) -> tuple[SupervisorMessage, list[Any]] | None:
+        """The next message and its descriptors, or ``None`` when ``timeout`` (seconds) has passed."""
+
+
+class DeviceCrashed(Exception):
+    """The device raised; carries the phase and the number of the input for the last words."""
+
+    def __init__(self, phase: Failed.Phase.ValueType, number: int = 0) -> None:
+        super().__init__(phase, number)
+        self.phase = phase
+        self.number = number
+
+
+class Runtime:
+    """Runs one device. ``serve`` returns when the supervisor has asked to stop and all is committed."""
+
+    def __init__(
+        self,
+        tube: ControlTube,
+        generation: int,
+        journal: Journal,
+        *,
+        doorbell_fd: int,
+        answer_fd: int,
+        heartbeat_every_ns: int = 0,
+    ) -> None:
+        self._tube = tube
+        self._generation = generation
+        self._journal = journal
+        self._words = journal.words
+        self._answer_fd = answer_fd
+        self._doorbell_fd = doorbell_fd
+        self._timeout_s = heartbeat_every_ns / 2e9 if heartbeat_every_ns else None
+        self._epoll = select.epoll()
+        self._epoll.register(doorbell_fd, select.EPOLLIN | select.EPOLLET)
+        self._epoll.register(tube.fileno(), select.EPOLLIN)
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._payloads: dict[int, bytes] = {}
+        self._connected: dict[str, Any] = {}
+        self._stopping = False
+        self._applied = 0
+        self._output_end = 0
+        self._session: Session
+
+    # -- coming to life --------------------------------------------------------------------------
+
+    def adopt(self, session: Session, *, now_ns: int, fresh: bool) -> None:
+        """Starts the device at guest time ``now_ns``, puts the committed state back, commits the result.
+
+        ``fresh`` leaves the committed state unused. Raises :class:`DeviceCrashed` with the phase that failed.
+        """
+        self._session = session
+        if len(session.words) > self._journal.layout.register_words:
+            self._grow(0, 0)
+        commit = self._journal.read_commit()
+        try:
+            session.start(now_ns)
+        except Exception as error:
+            raise DeviceCrashed(Failed.PHASE_START) from error
+        if commit is not None:
+            self._applied = commit.applied
+            self._output_end = commit.output_end
+            session.outputs.clear()  # said already, by the first process
+            if not fresh:
+                self._restore(commit)
+        self._commit(self._applied)
+
+    def _restore(self, commit: Commit) -> None:
+        session = self._session
+        try:
+            if len(commit.registers) != 8 * len(session.words):
+                raise ValueError(
+                    f"state of {len(commit.registers) // 8} register words; the data sheet has {len(session.words)}"
+                )
+            alarms, state = _unpack(commit.state)
+            session.words[:] = memoryview(commit.registers).cast("Q")
+            session.irq_levels = commit.irq_levels
+            session.alarms = alarms
+            session.device.restore(state, commit.state_version)
+        except Exception as error:
+            raise DeviceCrashed(Failed.PHASE_RESTORE) from error
+
+    # -- Loop, for the session -------------------------------------------------------------------
+
+    def watch(self, fd: int, handler: Callable[[], None]) -> None:
+        if fd not in self._watched:
+            self._epoll.register(fd, select.EPOLLIN)
+        self._watched[fd] = handler
+
+    def unwatch(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def connect(self, name: str) -> Any:
+        message = WorkerMessage(generation=self._generation)
+        message.connect.peer = name
+        self._tube.tell(message)
+        while name not in self._connected:
+            self._hear(None)
+        return self._connected.pop(name)
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Handles inputs until the supervisor asks to stop and everything submitted is committed."""
+        words = self._words
+        batches = 0
+        while True:
+            if words[layout.SUBMITTED] != self._applied:
+                self._handle_batch()
+                words = self._words  # a grown journal brings new ones
+                batches += 1
+                if batches % LOOKS_AT_TUBE:
+                    continue
+                self._hear(0)
+            elif self._stopping:
+                break
+            else:
+                self._sleep()
+                words = self._words
+        try:
+            self._session.device.stop()
+        except Exception as error:
+            raise DeviceCrashed(Failed.PHASE_STOP) from error
+
+    def _handle_batch(self) -> None:
+        journal, words, session = self._journal, self._words, self._session
+        number = self._applied
+        submitted = words[layout.SUBMITTED]
+        for _ in range(BATCH_INPUTS):
+            words[layout.HANDLING] = number + 1
+            record, after, out_of_line = journal.get_input(number)
+            if out_of_line:
+                record = record._replace(payload=self._payload(number))
+            self._handle(session, record)
+            number = after
+            if number == submitted or record.kind in (InputKind.READ, InputKind.WRITE, InputKind.CALL):
+                break
+        words[layout.HANDLING] = 0
+        self._commit(number)
+
+    def _handle(self, session: Session, record: Input) -> None:
+        try:
+            session.handle(record)
+        except Exception as error:
+            raise DeviceCrashed(Failed.PHASE_REQUEST, record.number) from error
+
+    def _sleep(self) -> None:
+        """Waits for a doorbell, the Tube or a watched descriptor; the heart beats meanwhile."""
+        words = self._words
+        words[layout.HEARTBEAT] += 1
+        applied = self._applied
+        for _ in range(SPIN_LOOKS):
+            if words[layout.SUBMITTED] != applied:
+                return
+        words[layout.WORKER_SLEEPS] = 1
+        if FENCE is not None:
+            with FENCE:
+                pass
+        ready = [] if words[layout.SUBMITTED] != applied else self._epoll.poll(self._timeout_s)
+        words[layout.WORKER_SLEEPS] = 0
+        self._serve_descriptors(ready)
+
+    def _serve_descriptors(self, ready: list[tuple[int, int]]) -> None:
+        watched = False
+        for fd, _mask in ready:
+            if fd == self._tube.fileno():
+                self._hear(0)
+            elif fd in self._watched:
+                self._handle_watched(self._watched[fd])
+                watched = True
+        if watched:
+            self._commit(self._applied)
+
+    def _handle_watched(self, handler: Callable[[], None]) -> None:
+        try:
+            handler()
+        except Exception as error:
+            raise DeviceCrashed(Failed.PHASE_REQUEST) from error
+
+    # -- commit and publish ----------------------------------------------------------------------
+
+    def _commit(self, applied: int) -> None:
+        """Makes everything up to ``applied`` happen at once, then shows it."""
+        session = self._session
+        outputs = session.outputs
+        state = self._packed_state(applied)
+        needs = 0
+        for output in outputs:
+            needs += self._journal.output_needs(output)
+        if needs or self._journal.slot_needs(state) > self._journal.layout.state_bytes:
+            self._make_room(needs, state)
+        end = self._output_end
+        for output in outputs:
+            end = self._journal.put_output(end, output)
+        outputs.clear()
+        state.output_end = end
+        commit = self._words[layout.COMMIT] + 1
+        self._journal.write_slot(commit, state)
+        self._words[layout.COMMIT] = commit
+        self._applied = applied
+        self._output_end = end
+        self._publish(state)
+
+    def _packed_state(self, applied: int) -> Commit:
+        session = self._session
+        return Commit(
+            applied=applied,
+            output_end=self._output_end,
+            irq_levels=session.irq_levels,
+            next_alarm_ns=session.next_alarm_ns if session.alarms else NO_ALARM,
+            state_version=session.device.state_version,
+            registers=session.words.tobytes(),
+            state=_pack((session.alarms, session.device.snapshot())),
+        )
+
+    def _publish(self, state: Commit) -> None:
+        words = self._words
+        self._journal.registers[: len(self._session.words)] = self._session.words
+        noteworthy = words[layout.OUTPUT_END] != state.output_end
+        noteworthy |= words[layout.NEXT_ALARM] != state.next_alarm_ns
+        words[layout.IRQ_LEVELS] = state.irq_levels
+        words[layout.NEXT_ALARM] = state.next_alarm_ns
+        words[layout.OUTPUT_END] = state.output_end
+        words[layout.PUBLISHED] = state.applied
+        if FENCE is None:
+            noteworthy = True
+        else:
+            with FENCE:
+                pass
+        wanted = words[layout.WANTED]
+        if noteworthy or (wanted and wanted <= state.applied):
+            self._ring()
+
+    def _ring(self) -> None:
+        try:
+            os.eventfd_write(self._answer_fd, 1)
+        except BlockingIOError:
+            pass  # it has been ringing for 2^64 times; the supervisor will look
+
+    def _make_room(self, output_bytes: int, state: Commit) -> None:
+        """Returns when the journal can take the commit: grown if it never could, else drained enough."""
+        journal = self._journal
+        if (
+            output_bytes > journal.layout.output_bytes
+            or journal.slot_needs(state) > journal.layout.state_bytes
+        ):
+            self._grow(output_bytes, journal.slot_needs(state))
+        words = self._words
+        while True:
+            used = self._output_end - words[layout.CONSUMED]
+            if used + output_bytes <= self._journal.layout.output_bytes:
+                return
+            words[layout.WORKER_SLEEPS] = 1
+            if FENCE is not None:
+                with FENCE:
+                    pass
+            if used == self._output_end - words[layout.CONSUMED]:
+                self._ring()
+                ready = self._epoll.poll(self._timeout_s)
+                if any(fd == self._tube.fileno() for fd, _mask in ready):
+                    self._hear(0)
+                words = self._words
+            words[layout.WORKER_SLEEPS] = 0
+            words[layout.HEARTBEAT] += 1
+
+    def _grow(self, output_bytes: int, state_bytes: int) -> None:
+        before = self._journal
+        message = WorkerMessage(generation=self._generation)
+        message.journal_full.output_bytes = output_bytes
+        message.journal_full.state_bytes = state_bytes
+        message.journal_full.register_words = len(self._session.words)
+        self._tube.tell(message)
+        while self._journal is before:
+            self._hear(None)
+
+    # -- the Tube --------------------------------------------------------------------------------
+
+    def _payload(self, number: int) -> bytes:
+        while number not in self._payloads:
+            self._hear(None)
+        return self._payloads.pop(number)
+
+    def _hear(self, timeout: float | None) -> None:
+        """Takes one message off the Tube, if there is one within ``timeout`` seconds."""
+        heard = self._tube.hear(timeout)
+        if heard is None:
+            return
+        message, descriptors = heard
+        if message.generation != self._generation:
+            return  # meant for a predecessor; closing the descriptors is their owners' business
+        match message.WhichOneof("body"):
+            case "stop":
+                self._stopping = True
+            case "payload":
+                self._payloads[message.payload.number] = message.payload.data
+            case "journal_grown":
+                self._swap_journal(Journal.attach(descriptors[0].fileno()))
+            case "connected":
+                self._connected[message.connected.peer] = descriptors[0] if descriptors else None
+            case _:
+                pass  # a newer supervisor's message: nothing that this worker knows to do
+
+    def _swap_journal(self, grown: Journal) -> None:
+        self._journal.close()
+        self._journal = grown
+        self._words = grown.words
