@@ -87,6 +87,8 @@ class Document:
     values: dict[Path, Place] = field(default_factory=dict)
     keys: dict[Path, Place] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    refused: set[Path] = field(default_factory=set)
+    """Where a value was not taken over: what the models then miss there has been told already."""
 
     def place(self, path: Path, *, key: bool = False) -> Place:
         """The place of a value (or of its key); of what is missing, the place of what should hold it."""
@@ -150,6 +152,7 @@ class _Reader:
 
     def _found(self, place: Place, what: str, path: Path) -> None:
         self._found_at.append((place, path, what))
+        self._document.refused.add(path)
 
     def _unreadable(self, place: Place, what: str) -> None:
         self._document.findings.append(Finding(place, "", what))

@@ -69,12 +69,17 @@ RangeBytes = Annotated[
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, _SIZE_SCHEMA]}),
 ]
 
-_S = 1_000_000_000
-_MS = 1_000_000
+
+def _written(default: str, description: str | None = None) -> Any:
+    """A default as it is written in YAML; pydantic validates it, so its type is that of the field."""
+    return Field(default, description=description)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    # Defaults are validated so that they can be written as in YAML, which is how the schema shows them.
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True
+    )
 
 
 class Supervisor(_Section):
@@ -84,7 +89,7 @@ class Supervisor(_Section):
         "one_for_one", description="Which siblings restart together with a device that died."
     )
     intensity: int = Field(5, ge=0, description="How many restarts within `period` are allowed.")
-    period: PositiveNs = Field(10 * _S, description="The sliding window in which restarts are counted.")
+    period: PositiveNs = _written("10s", "The sliding window in which restarts are counted.")
     on_give_up: Literal["stop", "isolate"] = Field(
         "stop", description="Over budget: stop every device, or mark the one device failed and carry on."
     )
@@ -114,12 +119,12 @@ class Heartbeat(_Section):
 class Backoff(_Section):
     """How long a restart waits."""
 
-    first: DurationNs = Field(0, description="Before the first restart.")
-    next: DurationNs = Field(10 * _MS, description="Before the second; then times `factor` each.")
+    first: DurationNs = _written("0s", "Before the first restart.")
+    next: DurationNs = _written("10ms", "Before the second; then times `factor` each.")
     factor: float = Field(2.0, ge=1, le=1000)
-    max: DurationNs = Field(30 * _S, description="Never longer than this; 0s switches the delay off.")
+    max: DurationNs = _written("30s", "Never longer than this; 0s switches the delay off.")
     jitter: float = Field(0.1, ge=0, le=1, description="The part of the delay that chance may take away.")
-    healthy_after: DurationNs = Field(_S, description="Back to `first` after running this long.")
+    healthy_after: DurationNs = _written("1s", "Back to `first` after running this long.")
 
 
 class LimitsSection(_Section):
@@ -146,10 +151,10 @@ class DeviceSection(_Section):
         "permanent", description="Restarted always, after unclean ends, or never."
     )
     depends_on: list[str] = Field([], description="Devices that must be ready before this one starts.")
-    hello_timeout: PositiveNs = Field(5 * _S, description="From the fork until the process speaks.")
-    start_timeout: PositiveNs = Field(5 * _S, description="From then until the device is ready.")
-    stop_timeout: StopTimeoutNs = Field(2 * _S, description="Killed after this; or brutal_kill, infinity.")
-    request_timeout: PositiveNs = Field(5 * _S, description="A request that takes longer is a stuck worker.")
+    hello_timeout: PositiveNs = _written("5s", "From the fork until the process speaks.")
+    start_timeout: PositiveNs = _written("5s", "From then until the device is ready.")
+    stop_timeout: StopTimeoutNs = _written("2s", "Killed after this; or brutal_kill, infinity.")
+    request_timeout: PositiveNs = _written("5s", "A request that takes longer is a stuck worker.")
     significant: bool = Field(False, description="Its end may end the supervisor, see auto_shutdown.")
     heartbeat: Heartbeat | None = None
     backoff: Backoff = Field(default_factory=lambda: Backoff.model_validate({}))

@@ -39,7 +39,7 @@ def resolve_device(name: str) -> str:
             f"{close_to(name, _all())}{there}"
         )
     module = f"{_BUILT_IN}.{name}"
-    if _find(module) is not None and _is_file(module):
+    if _is_file(module) and "._" not in module:
         return f"{module}:{_ATTRIBUTE}"
     family = name.split(".")[0]
     there = _there(_files(family), f"devices/{family} has", "")
@@ -66,6 +66,12 @@ def resolve_object(name: str) -> str:
 
 def _find(module: str) -> ModuleSpec | None:
     """The spec of a module, found as an import would find it, without executing any package on the way."""
+    found = _follow(module)
+    return None if found is None else found[0]
+
+
+def _follow(module: str) -> tuple[ModuleSpec, Sequence[str] | None] | None:
+    """The spec of a module and, if it is a package, the folders that hold its parts."""
     path: Sequence[str] | None = None
     spec: ModuleSpec | None = None
     name = ""
@@ -76,8 +82,15 @@ def _find(module: str) -> ModuleSpec | None:
         spec = _find_one(name, path)
         if spec is None:
             return None
-        path = spec.submodule_search_locations
-    return spec
+        if spec.submodule_search_locations is None:
+            path = None
+        elif spec.origin is None:
+            # A namespace package's own list of folders asks its parent, which nobody has imported.
+            folders = [Path(entry or ".", part) for entry in (sys.path if path is None else path)]
+            path = [str(folder) for folder in folders if folder.is_dir()]
+        else:
+            path = list(spec.submodule_search_locations)
+    return None if spec is None else (spec, path)
 
 
 def _find_one(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
@@ -87,19 +100,22 @@ def _find_one(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
             spec = find_spec(name, path) if find_spec is not None else None
         except (ImportError, OSError, ValueError):
             continue  # a finder that cannot tell is not a finder that says no
+        except KeyError:
+            # A namespace package looks for its parent among what is imported, and finds nothing there.
+            return ModuleSpec(name, None, is_package=True)
         if spec is not None:
             return spec if isinstance(spec, ModuleSpec) else None
     return None
 
 
 def _is_file(module: str) -> bool:
-    spec = _find(module)
-    return spec is not None and spec.submodule_search_locations is None
+    found = _follow(module)
+    return found is not None and found[1] is None
 
 
 def _search_path(package: str) -> Sequence[str]:
-    spec = _find(package)
-    return (spec.submodule_search_locations or []) if spec is not None else []
+    found = _follow(package)
+    return (found[1] or []) if found is not None else []
 
 
 def _modules_in(folders: Sequence[str]) -> list[str]:
