@@ -74,7 +74,13 @@ class Context(Protocol):
         """Hands bytes to whoever listens to this device (a console, a trace). Never dropped."""
 
     def connect(self, name: str) -> Any:
-        """A Tube to the device called ``name``, which finds its end under ``passed``."""
+        """A Tube to the device called ``name``, which gets the other end from its own ``connect``."""
+
+    def hand_over(self, target_pid: int, fd: int) -> None:
+        """Has the supervisor hand a descriptor to the device in process ``target_pid`` (its ``handed``).
+
+        Raises :class:`supervisor.tube.UnknownProcess` where no device runs in such a process.
+        """
 
     def watch(self, fd: int, handler: Callable[[], None]) -> None:
         """Calls ``handler`` whenever ``fd`` is readable."""
@@ -155,6 +161,10 @@ class Device:
 
     def receive(self, data: bytes) -> None:
         """Bytes from outside: console input and the like."""
+
+    def handed(self, descriptor: Any, from_pid: int) -> None:
+        """Another device has handed over a descriptor (an object that owns it). By default it is closed."""
+        descriptor.close()
 
     def stop(self) -> None:
         """The device is asked to end. Its state is committed already."""

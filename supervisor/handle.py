@@ -135,6 +135,9 @@ class _NoLoop:
     def connect(self, name: str) -> Any:
         raise LocalError("a device that connects to another cannot run in the supervisor's process")
 
+    def hand_over(self, target_pid: int, fd: int) -> None:
+        raise LocalError("a device that hands descriptors over cannot run in the supervisor's process")
+
 
 class LocalHandle(DeviceHandle):
     """A device in this process. What it raises comes out of the request that caused it."""
@@ -145,7 +148,8 @@ class LocalHandle(DeviceHandle):
         super().__init__(launch.name, mmio)
         self._clock = clock
         self._session = Session(device_class, launch, _NoLoop())
-        self._session.outputs = self._pending = []
+        self._pending = self._session.outputs
+        self._reply = b""
         self._number = 0
         self._session.start(clock())
         self._words = self._session.words
@@ -167,7 +171,8 @@ class LocalHandle(DeviceHandle):
         if offset in self._counters:
             slot, mask = self._counters[offset]
             base, since_ns, ticks, per_ns = self._words[slot : slot + 4]
-            return evaluate_counter(base, since_ns, ticks, per_ns, self._clock(), mask) & ((1 << (8 * size)) - 1)
+            value = evaluate_counter(base, since_ns, ticks, per_ns, self._clock(), mask)
+            return value & ((1 << (8 * size)) - 1)
         self._handle(InputKind.READ, offset, size)
         return int.from_bytes(self._reply, "little")
 

@@ -8,6 +8,8 @@ which run the same reactor. Outputs reach their sinks, and alarms the devices, o
 from __future__ import annotations
 
 import importlib
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -19,7 +21,7 @@ from supervisor.config import Config, policy_spec
 from supervisor.device import NO_ALARM
 from supervisor.errors import StartFailed
 from supervisor.handle import Clock, DeviceHandle, LocalHandle
-from supervisor.policy.actions import DeviceFailed, Outcome, OutcomeKind, Record
+from supervisor.policy.actions import DeviceFailed, Outcome, Record
 from supervisor.policy.events import RestartChild, Start, StartChild, Stop, StopChild
 from supervisor.reactor import Reactor
 from supervisor.worker.session import Launch
@@ -159,6 +161,16 @@ class Supervisor:
         self._reactor.post(RestartChild(name))
         self._reactor.step()
 
+    def kill(self, name: str, *, send_signal: int = signal.SIGKILL, charged: bool = True) -> int | None:
+        """Sends a signal to a device's process, as a chaos monkey does; returns the pid that was hit.
+
+        ``None`` where nothing serves just now. ``charged=False``: the death costs neither budget nor backoff.
+        """
+        self[name]
+        if self._workers is None:
+            return None
+        return self._workers.send_signal(name, send_signal, charged=charged)
+
     # -- somebody else's loop --------------------------------------------------------------------
 
     def fileno(self) -> int:
@@ -208,19 +220,17 @@ class Supervisor:
 
     def run(self) -> Any:
         """Dispatches until the supervisor has ended: blocks, or, under asyncio, is awaited."""
-        try:
-            asyncio = importlib.import_module("asyncio")
-            asyncio.get_running_loop()
-        except RuntimeError:
-            while self._reactor.outcome is None:
-                self.dispatch(None)
-            return self._reactor.outcome
-        from supervisor.aio import run_under_asyncio
+        asyncio = sys.modules.get("asyncio")  # whoever runs under it has imported it
+        if asyncio is not None and asyncio._get_running_loop() is not None:
+            from supervisor.aio import run_under_asyncio
 
-        return run_under_asyncio(self)
+            return run_under_asyncio(self)
+        while self._reactor.outcome is None:
+            self.dispatch(None)
+        return self._reactor.outcome
 
     def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Any:
-        """Calls ``callback`` from ``dispatch`` after ``delay_ns`` of host time; ``cancel()`` takes it back."""
+        """Calls ``callback`` from ``dispatch`` in ``delay_ns`` of host time; ``cancel()`` takes it back."""
         return self._reactor.call_at(time.monotonic_ns() + delay_ns, callback)
 
     # -- inside ----------------------------------------------------------------------------------

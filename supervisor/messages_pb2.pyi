@@ -192,6 +192,7 @@ class SupervisorMessage(_message.Message):
     JOURNAL_GROWN_FIELD_NUMBER: _builtins.int
     DUPLICATED_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
+    HANDED_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     @_builtins.property
     def assign(self) -> Global___Assign: ...
@@ -205,6 +206,8 @@ class SupervisorMessage(_message.Message):
     def duplicated(self) -> Global___Duplicated: ...
     @_builtins.property
     def connected(self) -> Global___Connected: ...
+    @_builtins.property
+    def handed(self) -> Global___Handed: ...
     def __init__(
         self,
         *,
@@ -215,12 +218,13 @@ class SupervisorMessage(_message.Message):
         journal_grown: Global___JournalGrown | None = ...,
         duplicated: Global___Duplicated | None = ...,
         connected: Global___Connected | None = ...,
+        handed: Global___Handed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "handed", b"handed", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "generation", b"generation", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "generation", b"generation", "handed", b"handed", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["assign", "stop", "payload", "journal_grown", "duplicated", "connected"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["assign", "stop", "payload", "journal_grown", "duplicated", "connected", "handed"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -408,9 +412,28 @@ class JournalGrown(_message.Message):
 Global___JournalGrown: _TypeAlias = JournalGrown  # noqa: Y015
 
 @_typing.final
-class Duplicated(_message.Message):
-    """Descriptors: none, or [the duplicate] when it was asked for with a descriptor coming back."""
+class Handed(_message.Message):
+    """Another device has handed a descriptor over. Descriptors: [it]."""
 
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_PID_FIELD_NUMBER: _builtins.int
+    from_pid: _builtins.int
+    def __init__(
+        self,
+        *,
+        from_pid: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_pid", b"from_pid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Handed: _TypeAlias = Handed  # noqa: Y015
+
+@_typing.final
+class Duplicated(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_FIELD_NUMBER: _builtins.int

@@ -293,7 +293,7 @@ class Counter(Register):
             super().store(device, index, value)
 
     def load(self, device: Any, index: int) -> int:
-        return self.__get__(device, type(device)).value
+        return int(self.__get__(device, type(device)).value)
 
     def entry(self) -> RegisterEntry:
         return RegisterEntry(

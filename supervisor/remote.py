@@ -23,12 +23,12 @@ from supervisor.handle import Clock, DeviceHandle
 from supervisor.memory.fence import FENCE
 from supervisor.registers import Access, RegisterMap, evaluate_counter
 from supervisor.worker import journal as layout
-from supervisor.worker.journal import INPUT, INPUT_BYTES, Journal, JournalCorrupt, Layout, create_journal
+from supervisor.worker.journal import INPUT, INPUT_BYTES, JournalCorrupt, Layout, create_journal
 from supervisor.worker.records import Input, InputKind, OutputKind
 
 __all__ = ["Port", "RemoteHandle"]
 
-_KIND_NAMES = {kind: kind.name.lower() for kind in InputKind}
+_KIND_NAMES: dict[int, str] = {kind: kind.name.lower() for kind in InputKind}
 SPIN_LOOKS = 300  # looks at the journal before sleeping, some 20 µs: an awake worker answers within
 INLINE_SHARE = 4  # a payload may take a quarter of the input ring; a larger one goes through the Tube
 NEVER = 2**64
@@ -258,7 +258,7 @@ class RemoteHandle(DeviceHandle):
         return reply
 
     def _await(self, published: int, number: int | None = None) -> None:
-        """Returns once ``PUBLISHED`` has reached ``published``, or the caller's record ``number`` is given up.
+        """Returns once ``PUBLISHED`` is at ``published``, or the caller's record ``number`` is given up.
 
         Past ``request_timeout`` the worker is killed: then the journal says whether the record has happened.
         """
@@ -304,7 +304,8 @@ class RemoteHandle(DeviceHandle):
 
     def _timeout_fault(self) -> RequestTimeout:
         seconds = self._request_timeout_ns / 1e9
-        return RequestTimeout(f"{self.name}: no answer within {seconds:g} s; the request took no effect")
+        text = f"{self.name}: no answer within {seconds:g} s; the request took no effect"
+        return RequestTimeout(text)
 
     # -- what comes back -------------------------------------------------------------------------
 
@@ -392,8 +393,9 @@ class RemoteHandle(DeviceHandle):
         if commit is not None:
             applied = commit.applied
             if applied > self._submitted or applied < words[layout.PUBLISHED]:
+                published = words[layout.PUBLISHED]
                 raise JournalCorrupt(
-                    f"{self.name}: applied {applied} of {self._submitted}, published {words[layout.PUBLISHED]}"
+                    f"{self.name}: applied {applied} of {self._submitted}, published {published}"
                 )
             if len(commit.registers) > len(self._registers_bytes):
                 raise JournalCorrupt(f"{self.name}: {len(commit.registers)} bytes of registers")
@@ -489,11 +491,9 @@ class RemoteHandle(DeviceHandle):
         self.go("the supervisor has stopped")
         for fd in (self.journal_fd, self.doorbell_fd, self.answer_fd):
             os.close(fd)
-        words = bytearray(layout.HEADER_BYTES)
-        del self._map_bytes
         self._registers_bytes.release()
         self._journal.close()
-        self._words = memoryview(words).cast("Q")
+        self._words = memoryview(bytearray(layout.HEADER_BYTES)).cast("Q")
         self._words[layout.PUBLISHED] = self._submitted
         self._words[layout.NEXT_ALARM] = NO_ALARM
 
@@ -503,8 +503,8 @@ class RemoteHandle(DeviceHandle):
         journal = self._journal
         self._words = journal.words
         self._registers = journal.registers
-        self._registers_bytes = journal.bytes[layout.HEADER_BYTES : journal.layout.inputs_at]
-        self._map_bytes = journal.bytes
+        self._registers_bytes: memoryview = journal.bytes[layout.HEADER_BYTES : journal.layout.inputs_at]
+        self._map_bytes: memoryview = journal.bytes
         self._inputs_at = journal.layout.inputs_at
         self._input_slots = journal.layout.input_slots
         self._input_mask = journal.layout.input_slots - 1

@@ -42,7 +42,8 @@ from supervisor.policy.events import (
 from supervisor.reactor import Reactor, Timer
 from supervisor.registers import RegisterMap
 from supervisor.remote import Port, RemoteHandle
-from supervisor.tube import Disconnected, TubeError, TubeTimeout
+from supervisor.switchboard import Switchboard
+from supervisor.tube import Descriptor, Disconnected, TubeError, TubeTimeout
 from supervisor.worker.entry import PROTOCOL_VERSION
 from supervisor.worker.journal import JournalCorrupt
 
@@ -121,6 +122,7 @@ class Workers:
         self._spares: deque[WorkerProcess] = deque()
         self._spares_wanted = 0
         self._launcher_fd = -1
+        self._switchboard = Switchboard()
         port = Port(
             pump=reactor.poll,
             tell_payload=self._tell_payload,
@@ -176,15 +178,15 @@ class Workers:
         pid = seat.worker.pid if seat.worker is not None and seat.worker.pid else None
         return pid, seat.generation, seat.restarts, seat.last_exit
 
-    def kill_uncharged(self, name: str, send_signal: int) -> int | None:
-        """For the chaos monkey: sends a signal whose death nobody is charged for. Returns the pid hit."""
+    def send_signal(self, name: str, number: int, *, charged: bool) -> int | None:
+        """Sends a signal to the worker that serves; returns its pid, or ``None`` where none does."""
         seat = self._seats[name]
         worker = seat.worker
         if worker is None or worker.pidfd is None or not seat.ready:
             return None
-        seat.uncharged = True
+        seat.uncharged |= not charged
         try:
-            signal.pidfd_send_signal(worker.pidfd.fileno(), send_signal)
+            signal.pidfd_send_signal(worker.pidfd.fileno(), number)
         except ProcessLookupError:
             return None
         return worker.pid
@@ -313,7 +315,9 @@ class Workers:
             _log.warning("worker %d broke the contract: %s", worker.pid, error)
             self._on_mute(worker)
 
-    def _judge(self, worker: WorkerProcess, message: WorkerMessage, pid: int | None, descriptors: list) -> None:  # type: ignore[type-arg]
+    def _judge(
+        self, worker: WorkerProcess, message: WorkerMessage, pid: int | None, descriptors: list[Descriptor]
+    ) -> None:
         body = message.WhichOneof("body")
         if body == "hello":
             self._on_hello(worker, message, pid)
@@ -332,8 +336,10 @@ class Workers:
                 self._grow(seat, message)
             case "stopped":
                 pass
-            case "duplicate" | "connect":
-                self._broker(seat, message, descriptors)
+            case "duplicate":
+                self._hand_over(seat, message, descriptors)
+            case "connect":
+                self._introduce(seat, message.connect.peer)
             case _:
                 raise _BrokenContract(f"{name} says something unknown")
 
@@ -390,6 +396,14 @@ class Workers:
         seat.ready = True
         seat.start_fresh = False
         seat.heartbeat = (seat.handle.heartbeat, time.monotonic_ns())
+        assert seat.worker is not None  # noqa: S101 - it speaks
+        tube = seat.worker.tube
+        self._switchboard.plug_in(
+            seat.config.name,
+            seat.worker.pid,
+            seat.generation,
+            lambda message, fds: tube.send_proto_nowait(message, fds=fds),
+        )
         self._reactor.post(Ready(seat.config.name, seat.generation))
         self._keep_watch(seat)
         self._refill()
@@ -419,12 +433,29 @@ class Workers:
         answer.journal_grown.journal_bytes = os.fstat(fd).st_size
         self._tell(seat, answer, (fd,))
 
-    def _broker(self, seat: _Seat, message: WorkerMessage, descriptors: list) -> None:  # type: ignore[type-arg]
-        raise _BrokenContract("not yet")
+    def _introduce(self, seat: _Seat, peer: str) -> None:
+        def answer(error: str, ends: tuple[object, ...]) -> None:
+            message = SupervisorMessage(generation=seat.generation)
+            message.connected.peer = peer
+            message.connected.error = error
+            self._tell(seat, message, ends)
+
+        self._switchboard.connect(seat.config.name, peer, answer)
+
+    def _hand_over(self, seat: _Seat, message: WorkerMessage, descriptors: list[Descriptor]) -> None:
+        asked = message.duplicate
+        if len(descriptors) != 1 or seat.worker is None:
+            raise _BrokenContract(f"hands over {len(descriptors)} descriptors at once")
+        answer = SupervisorMessage(generation=seat.generation)
+        answer.duplicated.request = asked.request
+        answer.duplicated.error = self._switchboard.hand_over(
+            asked.request, seat.worker.pid, asked.target_pid, descriptors[0]
+        )
+        self._tell(seat, answer)
 
     # -- telling ---------------------------------------------------------------------------------
 
-    def _tell(self, seat: _Seat, message: SupervisorMessage, fds: tuple[int, ...] = ()) -> None:
+    def _tell(self, seat: _Seat, message: SupervisorMessage, fds: tuple[object, ...] = ()) -> None:
         """Sends without waiting: a worker whose queue is full does not read, and is killed for it."""
         worker = seat.worker
         if worker is None:
@@ -600,6 +631,7 @@ class Workers:
             self._spares.remove(worker)
         worker.close()
         if seat is not None:
+            self._switchboard.unplug(seat.config.name)
             seat.worker = None
             seat.assigned = seat.ready = False
             if seat.watch_timer is not None:

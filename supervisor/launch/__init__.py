@@ -1,1 +1,1 @@
-"""Starting workers: the zygote, its protocol, and handles of processes. The only room that knows multiprocess."""
+"""Starting workers: the zygote and handles of processes. The only room that knows multiprocess."""

@@ -1,11 +1,11 @@
 """The supervisor's side of launching: starts the zygote through multiprocess, orders forks, learns of ends.
 
-Never blocks: an order goes out when the zygote has room for it, an answer comes in through ``fileno()``.
-A worker's end is known from its pidfd; its exit status is a note that the zygote sends, or, where the zygote
+Never blocks: an order goes out when the zygote has room for it, an answer comes in through ``fileno()``. A
+worker's end is known from its pidfd; its exit status is a note that the zygote sends, or, where the zygote
 has died as well, what the kernel still tells (PIDFD_GET_INFO, Linux 6.15), or nothing.
 
-``multiprocess`` is used through the private parts of one pinned version (see ``_ZygotePopen``): its own way of
-spawning would import the user's ``__main__`` a second time and start a resource tracker that we have no use for.
+``multiprocess`` is used through private parts of one pinned version (see ``_ZygotePopen``): its own way of
+spawning would import the user's ``__main__`` a second time and start a resource tracker of no use to us.
 """
 
 from __future__ import annotations
@@ -207,6 +207,7 @@ class Launcher:
                 return
             self.start()
             tube = self._tube
+            assert tube is not None  # noqa: S101 - just started
         while self._waiting and len(self._ordered) < ORDERS_IN_FLIGHT:
             worker, ends = self._waiting[0]
             try:
@@ -304,7 +305,7 @@ class _ZygotePopen(popen_spawn_posix.Popen):  # type: ignore[misc]
 
 class _ZygoteProcess(context.SpawnProcess):  # type: ignore[misc]
     @staticmethod
-    def _Popen(process: Any) -> _ZygotePopen:  # noqa: N802 - multiprocess calls it so
+    def _Popen(process: Any) -> _ZygotePopen:
         return _ZygotePopen(process)
 
 

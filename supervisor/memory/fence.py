@@ -26,7 +26,7 @@ class _LibatomicFence:
     """``atomic_thread_fence`` on entry. Keeps the interpreter lock: the call takes nanoseconds."""
 
     def __init__(self) -> None:
-        import ctypes  # noqa: PLC0415 - only where it is needed: 10 ms
+        import ctypes  # only where it is needed: 10 ms
 
         self._call = ctypes.PyDLL("libatomic.so.1").atomic_thread_fence
         self._order = ctypes.c_int(_SEQ_CST)

@@ -1,6 +1,6 @@
 """From a freshly forked process to a serving device: what a worker does with its life.
 
-fork → own session, bound to the zygote's life → Hello → Assign → class, options, state → Ready → serve → gone.
+fork → own session, bound to the zygote's life → Hello → Assign → class, options, state → Ready → serve.
 
 A worker owns three descriptors when it is born: its end of the Tube, and the log pipe as stdout and stderr.
 The last words of one that fails (phase, exception, traceback) go through the Tube; it then exits with 1.
@@ -77,7 +77,7 @@ def run_worker(tube_fd: int, log_fd: int, ticket: int, zygote_pid: int) -> None:
         code = EXIT_ORPHANED
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else EXIT_CRASHED if leaving.code else 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the last frame of a process: whatever it was, say it
         traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):

@@ -41,9 +41,7 @@ HEADER_BYTES = 4096
 # Words of the header. The supervisor writes the first group, the worker the second.
 (MAGIC_WORD, REGISTER_WORDS, INPUT_SLOTS, OUTPUT_BYTES, STATE_BYTES) = range(5)
 (SUBMITTED, CONSUMED, WANTED) = range(8, 11)
-(COMMIT, PUBLISHED, OUTPUT_END, WORKER_SLEEPS, HEARTBEAT, IRQ_LEVELS, NEXT_ALARM, HANDLING) = range(
-    16, 24
-)
+(COMMIT, PUBLISHED, OUTPUT_END, WORKER_SLEEPS, HEARTBEAT, IRQ_LEVELS, NEXT_ALARM, HANDLING) = range(16, 24)
 
 INPUT = struct.Struct("<QIHBBQQ")  # stamp_ns, offset, slots, kind, size, value, payload bytes
 INPUT_BYTES = INPUT.size  # 32: a posted write is one store of half a cache line

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import os
 import select
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
 
 from supervisor.device import NO_ALARM
+from supervisor.errors import LocalError
 from supervisor.memory.fence import FENCE
 from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
+from supervisor.tube import UnknownProcess
 from supervisor.worker import journal as layout
 from supervisor.worker.journal import Commit, Journal
 from supervisor.worker.records import Input, InputKind
@@ -84,7 +87,10 @@ class Runtime:
         self._epoll.register(tube.fileno(), select.EPOLLIN)
         self._watched: dict[int, Callable[[], None]] = {}
         self._payloads: dict[int, bytes] = {}
-        self._connected: dict[str, Any] = {}
+        self._connected: dict[str, tuple[Any, str]] = {}
+        self._duplicated: dict[int, str] = {}
+        self._handed: deque[Callable[[], None]] = deque()
+        self._requests = 0
         self._stopping = False
         self._applied = 0
         self._output_end = 0
@@ -117,9 +123,8 @@ class Runtime:
         session = self._session
         try:
             if len(commit.registers) != 8 * len(session.words):
-                raise ValueError(
-                    f"state of {len(commit.registers) // 8} register words; the data sheet has {len(session.words)}"
-                )
+                words = len(commit.registers) // 8
+                raise ValueError(f"{words} register words; the data sheet has {len(session.words)}")
             alarms, state = _unpack(commit.state)
             session.words[:] = memoryview(commit.registers).cast("Q")
             session.irq_levels = commit.irq_levels
@@ -145,7 +150,23 @@ class Runtime:
         self._tube.tell(message)
         while name not in self._connected:
             self._hear(None)
-        return self._connected.pop(name)
+        end, error = self._connected.pop(name)
+        if end is None:
+            raise LocalError(f"connect({name!r}): {error}")
+        return end
+
+    def hand_over(self, target_pid: int, fd: int) -> None:
+        self._requests += 1
+        request = self._requests
+        message = WorkerMessage(generation=self._generation)
+        message.duplicate.request = request
+        message.duplicate.target_pid = target_pid
+        self._tube.tell(message, (fd,))
+        while request not in self._duplicated:
+            self._hear(None)
+        error = self._duplicated.pop(request)
+        if error:
+            raise UnknownProcess(error)
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -217,6 +238,9 @@ class Runtime:
             elif fd in self._watched:
                 self._handle_watched(self._watched[fd])
                 watched = True
+        while self._handed:
+            self._handle_watched(self._handed.popleft())
+            watched = True
         if watched:
             self._commit(self._applied)
 
@@ -345,7 +369,13 @@ class Runtime:
             case "journal_grown":
                 self._swap_journal(Journal.attach(descriptors[0].fileno()))
             case "connected":
-                self._connected[message.connected.peer] = descriptors[0] if descriptors else None
+                end = descriptors[0] if descriptors else None
+                self._connected[message.connected.peer] = (end, message.connected.error)
+            case "duplicated":
+                self._duplicated[message.duplicated.request] = message.duplicated.error
+            case "handed":
+                from_pid = message.handed.from_pid
+                self._handed.append(lambda: self._session.device.handed(descriptors[0], from_pid))
             case _:
                 pass  # a newer supervisor's message: nothing that this worker knows to do
 

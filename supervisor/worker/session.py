@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -32,6 +32,8 @@ class Loop(Protocol):
     def unwatch(self, fd: int) -> None: ...
 
     def connect(self, name: str) -> Any: ...
+
+    def hand_over(self, target_pid: int, fd: int) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,9 @@ class Session:
     def connect(self, name: str) -> Any:
         return self._loop.connect(name)
 
+    def hand_over(self, target_pid: int, fd: int) -> None:
+        self._loop.hand_over(target_pid, fd)
+
     def watch(self, fd: int, handler: Callable[[], None]) -> None:
         self._loop.watch(fd, handler)
 
@@ -178,7 +183,7 @@ class Session:
     def _skip(self, record: Input) -> None:
         """The supervisor gave this input up and has answered it itself."""
 
-    _HANDLERS = {
+    _HANDLERS: ClassVar[dict[int, Callable[[Session, Input], None]]] = {
         InputKind.READ: _read,
         InputKind.WRITE: _write,
         InputKind.POSTED: _posted,

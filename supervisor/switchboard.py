@@ -1,0 +1,81 @@
+"""Devices among themselves: Tubes between two of them, and descriptors that one hands to another.
+
+Workers know nobody but the supervisor, so it introduces them: ``ctx.connect(name)`` makes a pair and hands
+an end to each (``target_pid`` follows by itself), ``ctx.hand_over(pid, fd)`` sends a descriptor on. The
+supervisor keeps no copy of either, since a copy would keep a Tube from ever reaching its end.
+
+A pair that is on its way to a device that has not asked yet answers that device's own request as well, so
+two devices that connect to each other meet on one pair. After a restart of either, connecting again makes a
+new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from supervisor.messages_pb2 import SupervisorMessage
+from supervisor.tube import Descriptor, Tube
+from supervisor.tube.broker import DescriptorBroker, DuplicateRequest, HandedDescriptor
+
+__all__ = ["Line", "Switchboard"]
+
+
+class Line(Protocol):
+    """How a device is reached: raises ``TubeError`` where it cannot be, and never waits."""
+
+    def __call__(self, message: SupervisorMessage, fds: tuple[object, ...]) -> None: ...
+
+
+class Switchboard:
+    """Knows how to reach each device that serves."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, tuple[int, int, Line]] = {}  # name -> (pid, generation, line)
+        self._offered: set[tuple[str, str]] = set()  # (to, from): an end is with ``to``, who has not asked
+        self._broker = DescriptorBroker()
+
+    def plug_in(self, name: str, pid: int, generation: int, line: Line) -> None:
+        """The device serves: it can be reached from now on."""
+        self._lines[name] = (pid, generation, line)
+        self._broker.register(pid, lambda handed: self._deliver(name, handed))
+
+    def unplug(self, name: str) -> None:
+        """The device is gone; nothing happens when it is not known."""
+        known = self._lines.pop(name, None)
+        if known is not None:
+            self._broker.unregister(known[0])
+        self._offered = {(to, sender) for to, sender in self._offered if name not in (to, sender)}
+
+    def connect(self, name: str, peer: str, answer: Callable[[str, tuple[object, ...]], None]) -> None:
+        """``name`` wants a Tube to ``peer``. ``answer(error, ends)``: an error's text, or the end."""
+        if (name, peer) in self._offered:
+            self._offered.discard((name, peer))
+            return  # the end is in its queue already
+        known = self._lines.get(peer)
+        if known is None:
+            there = ", ".join(sorted(self._lines)) or "none"
+            answer(f"no device {peer!r} is ready; ready are {there}", ())
+            return
+        _pid, generation, line = known
+        ours, theirs = Tube.pair()
+        try:
+            message = SupervisorMessage(generation=generation)
+            message.connected.peer = name
+            line(message, (theirs,))
+            self._offered.add((peer, name))
+            answer("", (ours,))
+        finally:
+            ours.close()
+            theirs.close()
+
+    def hand_over(self, request: int, from_pid: int, target_pid: int, descriptor: Descriptor) -> str:
+        """Hands a descriptor on, which is closed here; returns the error's text, empty when it was done."""
+        reply = self._broker.handle(DuplicateRequest(request, target_pid, descriptor), from_pid)
+        return "" if reply.outcome == 0 else f"process {target_pid}: {reply.outcome.name.lower()}"
+
+    def _deliver(self, name: str, handed: HandedDescriptor) -> None:
+        _pid, generation, line = self._lines[name]
+        message = SupervisorMessage(generation=generation)
+        message.handed.from_pid = handed.from_pid
+        line(message, (handed.descriptor,))
