@@ -1,0 +1,87 @@
+"""The page of states in the documentation, written from the tables that decide. Pure.
+
+``docs/states.md`` holds exactly what ``states_page`` returns; a test compares them. To write it anew::
+
+    python -c "from supervisor.policy.diagram import states_page as p; print(p(), end='')" > docs/states.md
+"""
+
+from __future__ import annotations
+
+from supervisor.policy.states import ChildState, Phase
+from supervisor.policy.table import CHILD_EVENTS, TABLE, Do
+from supervisor.policy.tree import EVENTS, PHASES
+
+__all__ = ["states_page"]
+
+_SILENT = frozenset({Do.IGNORE, Do.IMPOSSIBLE})
+
+_INTRODUCTION = """\
+# States
+
+Written from the tables in `supervisor/policy/table.py` and `supervisor/policy/tree.py`; do not edit.
+
+## One device
+
+Every event in every state. `Tick` means that the device's own deadline has passed. `Gone` is the only proof
+that a process has ended (`SpawnFailed`: that it never began); no new generation is spawned before it.
+"""
+
+_AFTER_DIAGRAM = """\
+What a device becomes after `Gone` is decided in this order: what it was asked for (stop, restart, refusal,
+its siblings' restart); a failure in the very first start, which ends the start; its restart type; a death that
+is charged to nobody, which restarts it at once; the budget; the backoff.
+"""
+
+_PHASES_INTRODUCTION = """\
+## The whole supervisor
+
+A device's events go to its own table above while the phase says so.
+"""
+
+
+def states_page() -> str:
+    """The text of ``docs/states.md``."""
+    parts = [_INTRODUCTION, _diagram(), _AFTER_DIAGRAM]
+    parts += [_state_section(state) for state in ChildState]
+    parts += [_PHASES_INTRODUCTION, _phase_table()]
+    return "\n".join(parts)
+
+
+def _diagram() -> str:
+    labels: dict[tuple[str, str], list[str]] = {}
+    ended: set[ChildState] = set()
+    for state, row in TABLE.items():
+        for event in CHILD_EVENTS:
+            cell = row[event]
+            if cell.do is Do.LOST:
+                # All ends meet in one fork: five arrows from each of five states would hide the rest.
+                labels.setdefault((state.name, "gone"), []).append(event.__name__)
+                ended |= cell.to
+            elif cell.do not in _SILENT:
+                for target in (one for one in ChildState if one in cell.to and one is not state):
+                    labels.setdefault((state.name, target.name), []).append(event.__name__)
+    lines = ["```mermaid", "stateDiagram-v2", "    state gone <<choice>>", "    [*] --> WAITING: Start"]
+    lines += [f"    {state} --> {target}: {', '.join(events)}" for (state, target), events in labels.items()]
+    lines += [f"    gone --> {state.name}" for state in ChildState if state in ended]
+    return "\n".join([*lines, "```", ""])
+
+
+def _state_section(state: ChildState) -> str:
+    lines = [f"### {state.name}", "", "| event | what happens | leads to |", "| --- | --- | --- |"]
+    for event in CHILD_EVENTS:
+        cell = TABLE[state][event]
+        stays = cell.to == {state} and cell.do is not Do.LOST
+        targets = "" if stays else ", ".join(one.name for one in ChildState if one in cell.to)
+        lines.append(f"| {event.__name__} | {cell.do.value} | {targets} |")
+    return "\n".join([*lines, ""])
+
+
+def _phase_table() -> str:
+    lines = [
+        f"| event | {' | '.join(phase.name for phase in Phase)} |",
+        f"| --- {'| --- ' * len(Phase)}|",
+    ]
+    for event in EVENTS:
+        cells = [PHASES[phase][event].value for phase in Phase]
+        lines.append(f"| {event.__name__} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
