@@ -16,6 +16,7 @@ import os
 import select
 import socket
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 from supervisor.errors import PeerError
@@ -58,6 +59,7 @@ from supervisor.tube.scm import (
     is_seqpacket,
     next_packet_head,
     receive_packet,
+    restore_blocking,
     send_packet,
 )
 from supervisor.tube.waiting import wait_for
@@ -80,6 +82,7 @@ class End:
         self.relays = False  # the far side hands on by forking what it is sent
         self.reset_seen = False  # the peer died and left unread what we had sent
         self.refused_handovers = 0
+        self._sibling: weakref.ref[End] | None = None  # the other end, if this process made both
         self._users = 0
         self._close_notifier: CloseNotifier | None = None
         self._take_lock = threading.Lock()
@@ -266,7 +269,7 @@ class End:
     def speaker(self) -> Process | None:
         """Return whose packets are accepted, after hand-overs that wait; None while anybody's are."""
         self.take_handovers()
-        return self.view.speaker
+        return self.view.present_speaker()
 
     def listener(self) -> Process | None:
         """Return who receives what we send, after hand-overs that wait; None while that is open."""
@@ -295,6 +298,9 @@ class End:
         finally:
             if pidfd is not None:
                 pidfd.close()
+        sibling = self._sibling() if self._sibling is not None else None
+        if sibling is not None:
+            sibling.view.far_end_moved(roles_of(shape), new)
 
     def take_back(self, shape: Shape) -> None:
         """Undo ``hand_over`` as well as can be, when the carrying message could not be sent."""
@@ -316,10 +322,7 @@ class End:
 
 
 def _prepare(sock: socket.socket) -> None:
-    # A default timeout that somebody set for all new sockets would make this one non-blocking for all its
-    # holders.
-    if sock.gettimeout() is not None:
-        sock.settimeout(None)
+    restore_blocking(sock)
     enable_credentials(sock)
 
 
@@ -339,4 +342,6 @@ def end_pair(buffer_size: int | None) -> tuple[End, End]:
         theirs.close()
         raise TubeSystemError("a socket option was refused") from error
     maker = current_process()
-    return End(ours, PeerView(maker)), End(theirs, PeerView(maker))
+    pair = End(ours, PeerView(maker)), End(theirs, PeerView(maker))
+    pair[0]._sibling, pair[1]._sibling = weakref.ref(pair[1]), weakref.ref(pair[0])
+    return pair

@@ -114,7 +114,7 @@ class Face:
         return self.end.speaker()
 
     def _seen_pid(self) -> int | None:
-        speaker = self.end.view.speaker
+        speaker = self.end.view.present_speaker()
         return None if speaker is None else speaker.pid
 
     @property

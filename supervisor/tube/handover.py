@@ -44,7 +44,7 @@ def describe_ends(out: Outgoing, extras: list[Descriptor]) -> list[EndEntry]:
     for index, shape, end in out.ends:
         view = end.view.travelling()
         refs = []
-        for process in (view.speaker, view.listener, view.maker):
+        for process in (view.speaker, view.listener, view.maker, view.heir):
             if process is None:
                 refs.append(Ref(Ref.OPEN))
                 continue
@@ -75,10 +75,8 @@ def restore_ends(
     for entry in header.ends:
         if not is_seqpacket(own[entry.index].fileno()):
             raise MalformedMessage("a descriptor that should be an end of a Tube is no SOCK_SEQPACKET socket")
-        speaker, listener, maker = (
-            _resolve(ref, extras, header.fds, sender) for ref in (entry.speaker, entry.listener, entry.maker)
-        )
-        views.append(PeerView(maker, speaker, listener))
+        speaker, listener, maker, heir = (_resolve(ref, extras, header.fds, sender) for ref in entry.refs)
+        views.append(PeerView(maker, speaker, listener, heir))
     restored = list(own)
     for entry, view in zip(header.ends, views, strict=True):
         restored[entry.index] = EndDescriptor(own[entry.index].detach(), entry.shape, view)

@@ -9,7 +9,7 @@
     5       1     number of descriptors that belong to the packet (pidfds of the table, memfd)
     6       2     zero
     8       4     size of the body in bytes, wherever it is
-    12      32*n  table of ends: which of the descriptors are ends of Tubes, and who is at their other side
+    12      40*n  table of ends: which of the descriptors are ends of Tubes, and who is at their other side
     ...           the body, unless it is in a memfd
 
 Little-endian. The header makes three things true which SOCK_SEQPACKET alone does not give: a packet is never
@@ -61,7 +61,7 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 VERSION = 1
 _HEADER = Struct("<BBBBBBHI")
-_ENTRY = Struct("<BBBBBBHQQQ")
+_ENTRY = Struct("<BBBBBBHQQQQ")
 HEADER_BYTES = _HEADER.size
 KIND_OFFSET = 1
 ENTRY_BYTES = _ENTRY.size
@@ -110,13 +110,19 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class EndEntry:
-    """Descriptor ``index`` is an end of a Tube; ``speaker``, ``listener`` and ``maker`` name its far side."""
+    """Descriptor ``index`` is an end of a Tube; the others name its far side (peer.py)."""
 
     index: int
     shape: Shape
     speaker: Ref
     listener: Ref
     maker: Ref
+    heir: Ref = Ref(255)
+
+    @property
+    def refs(self) -> tuple[Ref, Ref, Ref, Ref]:
+        """All of them, in the order of the wire."""
+        return self.speaker, self.listener, self.maker, self.heir
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +167,7 @@ def pack_head(header: Header) -> bytes:
     if not header.ends:
         return head
     return head + b"".join(
-        _ENTRY.pack(
-            e.index,
-            e.shape,
-            *(e.speaker.where, e.listener.where, e.maker.where),
-            *(0, 0),
-            *(e.speaker.unique, e.listener.unique, e.maker.unique),
-        )
+        _ENTRY.pack(e.index, e.shape, *(ref.where for ref in e.refs), 0, *(ref.unique for ref in e.refs))
         for e in header.ends
     )
 
@@ -225,14 +225,15 @@ def _unpack_header(packet: bytes) -> tuple[Kind, bool, int, int, int, int]:
 
 
 def _unpack_entry(packet: bytes, offset: int, fds: int, extra_fds: int) -> EndEntry:
-    index, shape_number, speaker, listener, maker, zero, zeros, *uniques = _ENTRY.unpack_from(packet, offset)
+    fields = _ENTRY.unpack_from(packet, offset)
+    index, shape_number, wheres, zero, uniques = fields[0], fields[1], fields[2:6], fields[6], fields[7:]
     try:
         shape = Shape(shape_number)
     except ValueError as error:
         raise MalformedMessage(f"unknown shape {shape_number} of an end") from error
-    if index >= fds or zero or zeros:
+    if index >= fds or zero:
         raise MalformedMessage("a packet's table of ends names a descriptor that is not there")
-    refs = [Ref(where, unique) for where, unique in zip((speaker, listener, maker), uniques, strict=True)]
+    refs = [Ref(where, unique) for where, unique in zip(wheres, uniques, strict=True)]
     if any(ref.where < Ref.SENDER and not fds <= ref.where < fds + extra_fds for ref in refs):
         raise MalformedMessage("a packet's table of ends names a process that is not there")
     return EndEntry(index, shape, *refs)

@@ -22,22 +22,26 @@ sender: SCM_CREDENTIALS and, from 6.5, SCM_PIDFD (unix(7)). From these the proto
    spoken, from the one that gave it away (it takes the end back if the carrying message could not be sent).
    So a supervisor that kept a copy hands it on again after a worker's death, while a third process with a
    copy can move nothing.
-6. A carrier whose far side forks (a zygote) cannot name the next holder; then the HANDOVER is open, and the
+6. Whoever reads a HANDOVER and then dies takes the knowledge along. So a process that has handed over both
+   ends of a pair tells each later holder of the one who holds the other (``heir``): accepted from its first
+   packet on, while packets of its predecessor that are still in the queue are accepted before.
+7. A carrier whose far side forks (a zygote) cannot name the next holder; then the HANDOVER is open, and the
    first packet pins it, or the spawner does by setting ``target_pid``. Raw descriptor numbers are sent
    without any of this.
 
 So: one end handed to a worker: (3) sets the supervisor's end, (4) the worker's. Both ends to two workers:
-each hand-over waits in the queue of the other end, wherever that went. Handed on again: (5).
+each hand-over waits in the queue of the other end, wherever that went. Handed on again: (5) and (6).
 
-Limits, by measurement: a process that may forge SCM_CREDENTIALS (CAP_SYS_ADMIN over the pid namespace) is
-believed, and SCM_PIDFD follows the forged pid; so a worker that is to be held to its word must not be root in
-our namespace. A copy of an end can still *steal* packets by reading; no kernel interface prevents that: ends
-are close-on-exec.
+Limits. If a worker, not the supervisor, hands an end on and then the process at the far side is replaced,
+nobody tells the replacement: set ``target_pid``. By measurement: a process that may forge SCM_CREDENTIALS
+(CAP_SYS_ADMIN over the pid namespace) is believed, and SCM_PIDFD follows the forged pid; so a worker that is
+to be held to its word must not be root in our namespace. A copy of an end can still *steal* packets by
+reading; no kernel interface prevents that: ends are close-on-exec.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntFlag
 
 from supervisor.tube.errors import WrongPeer
@@ -79,9 +83,12 @@ class PeerView:
     maker: Process | None = None
     speaker: Process | None = None
     listener: Process | None = None
-    giver: Process | None = (
-        None  # who handed the far end over; may think better of it until the new holder speaks
-    )
+    # Who holds the far end by now, as far as the process that gave us this end knew.
+    heir: Process | None = None
+    # Who handed the far end over; may think better of it until the new holder speaks.
+    giver: Process | None = None
+    # What this process itself did with the far end: holder by role, None for "whoever speaks first".
+    moved: dict[Roles, Process | None] = field(default_factory=dict)
 
     def admit_data(self, sender: Process | None) -> None:
         """Accept a packet's sender, or raise WrongPeer. Pins an open role.
@@ -95,6 +102,8 @@ class PeerView:
             if self.listener is None:
                 self.listener = sender
             return
+        if sender is not None and self.heir is not None and self.heir.same_as(sender):
+            self.speaker, self.heir = sender, None
         if sender is None or not self.speaker.same_as(sender):
             raise WrongPeer(f"packet from process {_name(sender)}, expected from {_name(self.speaker)}")
         self.giver = None
@@ -110,7 +119,7 @@ class PeerView:
             if role in roles and not self._may_move(sender, holder):
                 raise WrongPeer(f"process {_name(sender)} cannot hand over an end of {_name(holder)}")
         if Roles.SPEAK in roles:
-            self.speaker = new
+            self.speaker, self.heir = new, None
         if Roles.LISTEN in roles:
             self.listener = new
         self.giver = sender
@@ -120,7 +129,7 @@ class PeerView:
             return True
         if sender is None:
             return False
-        entitled = (holder, self.maker, self.giver)
+        entitled = (holder, self.maker, self.giver, self.heir)
         return any(process is not None and process.same_as(sender) for process in entitled)
 
     def expect(self, process: Process | None) -> None:
@@ -130,14 +139,32 @@ class PeerView:
             process = self.speaker if self.speaker.unique is not None else process
         self.speaker = process
         self.listener = process
-        self.giver = None
+        self.giver = self.heir = None
+
+    def far_end_moved(self, roles: Roles, new: Process | None) -> None:
+        """Note that this process handed the far end over.
+
+        The packet that says so may be read by somebody else.
+        """
+        for role in roles:
+            self.moved[role] = new
 
     def travelling(self) -> PeerView:
         """Return the view to send along with the end.
 
-        An end whose far side never was handed over by a message is still where it was made.
+        An end whose far side was never handed over is still where it was made.
         """
-        return PeerView(self.maker, self.speaker or self.maker, self.listener or self.maker, self.giver)
+        view = PeerView(self.maker, self.speaker or self.maker, self.listener or self.maker, self.heir)
+        if Roles.SPEAK in self.moved:
+            view.heir = self.moved[Roles.SPEAK]
+            view.speaker = view.speaker if view.heir is not None else None
+        if Roles.LISTEN in self.moved:
+            view.listener = self.moved[Roles.LISTEN]
+        return view
+
+    def present_speaker(self) -> Process | None:
+        """Return the best knowledge of who speaks: packets of a predecessor may still be in the queue."""
+        return self.heir or self.speaker
 
 
 def _name(process: Process | None) -> str:

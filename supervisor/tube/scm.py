@@ -17,7 +17,6 @@ Pages: unix(7), cmsg(3), recvmsg(2), sendmsg(2). EINTR never surfaces (PEP 475).
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from dataclasses import dataclass
@@ -49,6 +48,7 @@ __all__ = [
     "enable_credentials",
     "next_packet_bytes",
     "receive_packet",
+    "restore_blocking",
     "send_packet",
 ]
 
@@ -258,8 +258,20 @@ def outstanding_bytes(sock: socket.socket) -> int:
 def is_seqpacket(fd: int) -> bool:
     """Tell whether a descriptor is a connected SOCK_SEQPACKET socket of AF_UNIX, without taking it over."""
     try:
-        probe = socket.socket(fileno=os.dup(fd))
+        probe = socket.socket(fileno=fd)
     except OSError:
         return False
-    with probe:
+    try:
+        restore_blocking(probe)
         return probe.family == socket.AF_UNIX and probe.type == socket.SOCK_SEQPACKET
+    finally:
+        probe.detach()
+
+
+def restore_blocking(sock: socket.socket) -> None:
+    """Undo a default timeout that somebody set for all new sockets of this process.
+
+    It would make the open file description non-blocking, for all its holders.
+    """
+    if sock.gettimeout() is not None:
+        sock.settimeout(None)
