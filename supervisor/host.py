@@ -42,7 +42,7 @@ class Supervisor:
         self.clock: Clock = time.monotonic_ns
         self._reactor = Reactor(policy_spec(config))
         self._workers: Workers | None = None
-        self._news: list[Record] = []
+        self._observers: list[Callable[[Record], None]] = []
         handles: Mapping[str, DeviceHandle]
         if config.supervisor.in_process:
             self._local: dict[str, LocalHandle] = {}
@@ -90,6 +90,7 @@ class Supervisor:
                 self._reactor.poll(None)
                 self._deliver_outputs()
             self._deliver_outputs()
+            self._deliver_news()
         self.close()
 
     def close(self) -> None:
@@ -211,12 +212,19 @@ class Supervisor:
         self._reactor.poll(timeout_ns)
         self._deliver_alarms()
         self._deliver_outputs()
+        self._deliver_news()
 
     def events(self) -> Iterator[Record]:
         """Lifecycle records since the last call; never blocks. Old ones are dropped if nobody reads."""
         records = self._reactor.records
         while records:
             yield records.popleft()
+
+    def on_event(self, observer: Callable[[Record], None]) -> None:
+        """Has every lifecycle record from now on given to ``observer``, from ``dispatch``."""
+        if not self._observers:
+            self._reactor.news.clear()
+        self._observers.append(observer)
 
     def run(self) -> Any:
         """Dispatches until the supervisor has ended: blocks, or, under asyncio, is awaited."""
@@ -228,6 +236,14 @@ class Supervisor:
         while self._reactor.outcome is None:
             self.dispatch(None)
         return self._reactor.outcome
+
+    def watch(self, fd: int, callback: Callable[[int], None]) -> None:
+        """Calls ``callback(mask)`` from ``dispatch`` while ``fd`` is readable: for a machine's own input."""
+        self._reactor.watch(fd, callback)
+
+    def unwatch(self, fd: int) -> None:
+        """Stops watching ``fd``."""
+        self._reactor.unwatch(fd)
 
     def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Any:
         """Calls ``callback`` from ``dispatch`` in ``delay_ns`` of host time; ``cancel()`` takes it back."""
@@ -254,6 +270,15 @@ class Supervisor:
     def _deliver_outputs(self) -> None:
         for handle in self._handles.values():
             handle.deliver_outputs()
+
+    def _deliver_news(self) -> None:
+        news = self._reactor.news
+        if not self._observers:
+            return
+        while news:
+            record = news.popleft()
+            for observer in self._observers:
+                observer(record)
 
     def _build_here(self, device: Any) -> LocalHandle:
         module, _, attribute = device.device_class.partition(":")

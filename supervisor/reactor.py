@@ -72,6 +72,7 @@ class Reactor:
         self._running = False
         self.state = policy.initial(spec)
         self.records: deque[Record] = deque(maxlen=MAX_RECORDS)
+        self.news: deque[Record] = deque(maxlen=MAX_RECORDS)  # the same, for observers
         self.outcome: Outcome | None = None
         self.executor: Executor
 
@@ -111,6 +112,7 @@ class Reactor:
     def publish(self, record: Record) -> None:
         """Adds a lifecycle record."""
         self.records.append(record)
+        self.news.append(record)
         self.executor.published(record)
 
     def timeout_ns(self) -> int | None:

@@ -1,0 +1,211 @@
+"""The chaos monkey: kills devices on purpose while the rest runs.
+
+A rule says whom, how often and with what: ``kill=uart0,every=50ms`` (also ``signal=KILL``, ``count=10``,
+``jitter=0.5`` as a fraction of ``every``, ``seed=1``, ``charge=yes``); ``kill=*`` picks one live device at
+random at each tick. Deaths that the monkey causes are charged neither to the restart budget nor to the
+backoff, so that a board keeps its ordinary policy; ``charge=yes`` tests the policy itself.
+
+The monkey lives in the supervisor's own loop, as a timer: it needs no thread, and what it does is repeatable
+up to the speed of the machine. It keeps count; so does :class:`Outages`, of what the kills cost.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from supervisor.errors import LocalError
+from supervisor.policy.actions import DeviceRestarted, Record
+
+if TYPE_CHECKING:
+    from supervisor.host import Supervisor
+
+__all__ = ["ChaosRule", "DeviceToll", "Monkey", "Outages"]
+
+KEYS = ("kill", "every", "signal", "count", "jitter", "seed", "charge")
+EVERYONE = "*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChaosRule:
+    """Whom to kill, how often (ns), with which signal, how many times at most, and from which seed."""
+
+    kill: str
+    every_ns: int
+    signal: int = signal.SIGKILL
+    count: int | None = None
+    jitter: float = 0.0
+    seed: int | None = None
+    charge: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> ChaosRule:
+        """A rule as written on the command line. Raises :class:`LocalError` naming what is wrong."""
+        fields: dict[str, str] = {}
+        for part in text.split(","):
+            key, equals, value = part.strip().partition("=")
+            if not equals or key not in KEYS:
+                raise LocalError(
+                    f"chaos rule {text!r}: {part!r} is not KEY=VALUE with KEY of {', '.join(KEYS)}"
+                )
+            if key in fields:
+                raise LocalError(f"chaos rule {text!r}: {key} is given twice")
+            fields[key] = value
+        for needed in ("kill", "every"):
+            if not fields.get(needed):
+                raise LocalError(f"chaos rule {text!r}: {needed}=... is missing")
+        return cls(
+            kill=fields["kill"],
+            every_ns=_duration_ns(text, fields["every"]),
+            signal=_signal(text, fields.get("signal", "KILL")),
+            count=_number(text, "count", fields["count"]) if "count" in fields else None,
+            jitter=_fraction(text, fields.get("jitter", "0")),
+            seed=_number(text, "seed", fields["seed"]) if "seed" in fields else None,
+            charge=_yes_or_no(text, fields.get("charge", "no")),
+        )
+
+
+@dataclass(slots=True)
+class _Running:
+    rule: ChaosRule
+    random: random.Random
+    seed: int
+    left: int | None
+
+
+class Monkey:
+    """Carries rules out on a supervisor. ``kills`` counts by device; ``seeds`` are for repeating a run."""
+
+    def __init__(self, supervisor: Supervisor, rules: Iterable[ChaosRule]) -> None:
+        self._supervisor = supervisor
+        self._running: list[_Running] = []
+        self._timers: list[Any] = []
+        self.kills: Counter[str] = Counter()
+        for rule in rules:
+            if rule.kill != EVERYONE and rule.kill not in supervisor.devices:
+                raise LocalError(
+                    f"chaos rule: no device {rule.kill!r}; there are {', '.join(supervisor.devices)}"
+                )
+            seed = random.SystemRandom().randrange(2**32) if rule.seed is None else rule.seed
+            self._running.append(_Running(rule, random.Random(seed), seed, rule.count))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each rule, given or chosen."""
+        return [running.seed for running in self._running]
+
+    def start(self) -> None:
+        """The first tick of each rule is one interval away."""
+        for running in self._running:
+            self._schedule(running)
+
+    def stop(self) -> None:
+        """No more kills."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    def _schedule(self, running: _Running) -> None:
+        spread = running.rule.jitter * (2 * running.random.random() - 1)
+        delay_ns = max(1, int(running.rule.every_ns * (1 + spread)))
+        self._timers = [timer for timer in self._timers if timer.callback is not None]
+        self._timers.append(self._supervisor.call_later(delay_ns, lambda: self._tick(running)))
+
+    def _tick(self, running: _Running) -> None:
+        rule = running.rule
+        names = list(self._supervisor.devices) if rule.kill == EVERYONE else [rule.kill]
+        running.random.shuffle(names)
+        for name in names:
+            if self._supervisor.kill(name, send_signal=rule.signal, charged=rule.charge) is not None:
+                self.kills[name] += 1
+                if running.left is not None:
+                    running.left -= 1
+                break
+        if running.left != 0:
+            self._schedule(running)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceToll:
+    """What chaos cost one device; outages in ms, ``None`` where it was never down."""
+
+    device: str
+    kills: int
+    restarts: int
+    median_ms: float | None
+    worst_ms: float | None
+
+
+@dataclass(slots=True)
+class Outages:
+    """Counts restarts and outages; give ``record`` to ``Supervisor.on_event``."""
+
+    by_device: dict[str, list[int]] = field(default_factory=dict)
+
+    def record(self, event: Record) -> None:
+        """Takes a lifecycle record."""
+        if isinstance(event, DeviceRestarted):
+            self.by_device.setdefault(event.name, []).append(event.outage_ns)
+
+    def toll(self, devices: Iterable[str], kills: Mapping[str, int]) -> list[DeviceToll]:
+        """One line for each device, in the order given."""
+        lines = []
+        for name in devices:
+            outages = [outage / 1e6 for outage in self.by_device.get(name, [])]
+            lines.append(
+                DeviceToll(
+                    name,
+                    kills.get(name, 0),
+                    len(outages),
+                    statistics.median(outages) if outages else None,
+                    max(outages) if outages else None,
+                )
+            )
+        return lines
+
+
+def _duration_ns(rule: str, text: str) -> int:
+    from supervisor.config.units import parse_duration_ns
+
+    try:
+        value = parse_duration_ns(text)
+    except ValueError as error:
+        raise LocalError(f"chaos rule {rule!r}: every={text}: {error}") from error
+    if value <= 0:
+        raise LocalError(f"chaos rule {rule!r}: every={text}: a time above zero is needed, such as 50ms")
+    return value
+
+
+def _signal(rule: str, text: str) -> int:
+    name = text.upper().removeprefix("SIG")
+    try:
+        return int(text) if text.isdigit() else int(signal.Signals[f"SIG{name}"])
+    except (KeyError, ValueError):
+        raise LocalError(f"chaos rule {rule!r}: no signal {text!r}; KILL, TERM, SEGV, STOP...") from None
+
+
+def _number(rule: str, key: str, text: str) -> int:
+    if not text.isdigit():
+        raise LocalError(f"chaos rule {rule!r}: {key}={text}: a whole number is needed")
+    return int(text)
+
+
+def _fraction(rule: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise LocalError(f"chaos rule {rule!r}: jitter={text}: a fraction from 0 to 1 is needed")
+    return value
+
+
+def _yes_or_no(rule: str, text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise LocalError(f"chaos rule {rule!r}: charge={text}: yes or no")
+    return text == "yes"
