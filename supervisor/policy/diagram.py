@@ -28,8 +28,8 @@ that a process has ended (`SpawnFailed`: that it never began); no new generation
 
 _AFTER_DIAGRAM = """\
 What a device becomes after `Gone` is decided in this order: what it was asked for (stop, restart, refusal,
-its siblings' restart); a failure in the very first start, which ends the start; its restart type; a death that
-is charged to nobody, which restarts it at once; the budget; the backoff.
+its siblings' restart); a failure in the very first start, which ends the start; its restart type; a death
+that is charged to nobody, which restarts it at once; the budget; the backoff.
 """
 
 _PHASES_INTRODUCTION = """\

@@ -122,6 +122,12 @@ class Rig:
                     self.ready(name)
                     moved = True
 
+    def settle_only(self, name: str) -> None:
+        """Lets this one become ready if it is starting."""
+        if child(self.state, name).state is ChildState.SPAWNING:
+            self.hello(name)
+            self.ready(name)
+
     def hello(self, name: str) -> list[Action]:
         return self.send(Hello(name, self.generation(name)))
 
