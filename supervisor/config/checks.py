@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from supervisor.config.document import Document, Path
-from supervisor.config.modules import close_to, resolve_device, resolve_object
+from supervisor.config.modules import close_to, resolve_device, resolve_module, resolve_object
 from supervisor.config.units import parse_duration_ns, parse_size_bytes
 from supervisor.policy.order import find_circle
 
@@ -28,6 +28,7 @@ def check_document(document: Document) -> None:
         _check_significant,
         _check_heartbeats,
         _check_sockets,
+        _check_environments,
         _check_references,
     ):
         check(document)
@@ -181,9 +182,21 @@ def _check_heartbeats(document: Document) -> None:
             document.find((*path, "heartbeat", "timeout"), f"must be longer than every ({shown})")
 
 
+def _check_environments(document: Document) -> None:
+    for path, device in _devices(document):
+        for name, value in _section(device, "env").items():
+            if not name or "=" in name or "\0" in name:
+                document.find((*path, "env", name), f"{name!r} cannot be the name of a variable", key=True)
+            elif isinstance(value, str) and "\0" in value:
+                document.find((*path, "env", name), "a variable cannot hold a null character")
+
+
 def _check_references(document: Document) -> None:
     for path, device in _devices(document):
         _check_reference(document, (*path, "device"), device.get("device"), resolve_device)
+    preload = _section(document.data, "supervisor").get("preload")
+    for index, name in enumerate(preload if isinstance(preload, list) else []):
+        _check_reference(document, ("supervisor", "preload", index), name, resolve_module)
     machine_class = _section(document.data, "machine").get("class")
     _check_reference(document, ("machine", "class"), machine_class, resolve_object)
 

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-__all__ = ["close_to", "resolve_device", "resolve_object"]
+__all__ = ["close_to", "resolve_device", "resolve_module", "resolve_object"]
 
 _DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _BUILT_IN = "devices"
@@ -55,8 +55,16 @@ def resolve_object(name: str) -> str:
         raise ValueError(f"must be package.module:Class, not {name!r}")
     if module == "__main__":
         raise ValueError("__main__ is not imported in workers; put the class into a module of its own")
+    resolve_module(module)
+    return name
+
+
+def resolve_module(module: str) -> str:
+    """The dotted name of a module if there is one; ValueError says what is missing and what there is."""
+    if not _DOTTED.fullmatch(module):
+        raise ValueError(f"must be a module such as package.module, not {module!r}")
     if _find(module) is not None:
-        return name
+        return module
     package, _, last = module.rpartition(".")
     if package and _find(package) is None:
         raise ValueError(f"there is no package {package!r} to hold {module!r}")

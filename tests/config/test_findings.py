@@ -153,6 +153,12 @@ ONE_LINE = [
         devices("vhost_user: {socket: s}", "vhost_user: {socket: s}"),
         "3:70: devices.b.vhost_user.socket: the socket 's' is taken already (x.yaml:2:70)",
     ),
+    (devices("env: {A=B: x}"), "2:55: devices.a.env.A=B: 'A=B' cannot be the name of a variable"),
+    (devices('env: {A: "\\0"}'), "2:58: devices.a.env.A: a variable cannot hold a null character"),
+    (
+        "supervisor: {preload: [json.decodr]}",
+        "1:24: supervisor.preload.0: there is no module 'json.decodr'; did you mean 'decoder'?",
+    ),
     # YAML
     ("name: a\nname: b", "2:1: the key 'name' is there already (x.yaml:1:1)"),
     ("1: a", "1:1: a key must be a string, not '1'"),

@@ -2,7 +2,8 @@
 
 Each test is called ``test_`` and the name of the case it restates. What OTP starts by a function that
 returns, starts here by a process that says Ready; what ends there for the reason ``normal`` or ``shutdown``,
-exits here with a clean code. Dynamic (simple_one_for_one) supervisors, nested trees and reloads are not in this room.
+exits here with a clean code. Dynamic (simple_one_for_one) supervisors, nested trees and reloads are not in
+this room.
 """
 
 from __future__ import annotations
