@@ -35,18 +35,20 @@ def test_given_last_words_when_the_peer_is_killed_then_they_are_received(fork: F
     Then Disconnected, each time.
     """
     ours, theirs = Tube.pair()
-    with ours:
+    said = Eventfd()
+    with ours, said:
         if unread:
             ours.send("never read")
 
         def work() -> None:
             theirs.send("one")
             theirs.send("two")
+            said.signal()
             signal.pause()
 
         child = fork(work)
         theirs.close()
-        assert readable(ours.read_notifier, DEADLINE_S)
+        said.wait(DEADLINE_S)
         assert ours.recv(timeout=DEADLINE_S) == "one"
         child.kill()
         assert readable(ours.close_notifier, DEADLINE_S)
