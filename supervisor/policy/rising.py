@@ -110,9 +110,7 @@ def fail(draft: Draft, name: str, why: str) -> None:
         draft.report(DeviceFailed(name, why, at_ns=draft.now_ns))
         no_longer_awaited(draft, name)
         for dependent in reversed(draft.plan.dependents[name]):
-            waits = draft.child(dependent).state is ChildState.WAITING
-            # One that is held back finds out for itself when its siblings are down.
-            if waits and not draft.is_held(dependent):
+            if draft.child(dependent).state is ChildState.WAITING:
                 pending.append((dependent, f"depends on {name!r}, which has failed"))
 
 

@@ -322,6 +322,13 @@ def test_temporary_bystander() -> None:
     assert rig.states() == {"a": "ready", "b": "finished"}
 
 
+def test_transient_bystander_that_had_finished() -> None:
+    """As in OTP, a group restart begins afresh with a transient sibling that had ended cleanly."""
+    rig = _started(_child("a"), _child("b", Restart.TRANSIENT), strategy=Strategy.ONE_FOR_ALL)
+    rig.gone("b", CLEAN)
+    assert spawns(rig.gone("a")) == ["a", "b"]
+
+
 def test_count_restarting_children() -> None:
     """A child that waits for its restart has no process, and can be stopped while it waits."""
     rig = Rig(spec_of("a"))
@@ -420,6 +427,23 @@ def test_significant_temporary_all() -> None:
     assert rig.state.phase is Phase.RUNNING
     rig.gone("b")
     assert rig.outcome is not None
+
+
+def test_significant_temporary_all_with_one_that_waits() -> None:
+    """One that waits for its restart is still there."""
+    rig = Rig(
+        spec_of(
+            _child("a", Restart.TEMPORARY, significant=True),
+            ChildSpec("b", Restart.TRANSIENT, significant=True),
+            auto_shutdown=ALL,
+        )
+    )
+    rig.start()
+    rig.gone("b")
+    rig.gone("b")
+    assert rig.states()["b"] == "waiting"
+    rig.gone("a")
+    assert rig.state.phase is Phase.RUNNING
 
 
 def test_significant_transient() -> None:

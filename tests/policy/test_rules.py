@@ -203,6 +203,17 @@ def test_the_whole_group_waits_for_the_culprits_delay() -> None:
     assert spawns(rig.until_deadline()) == ["a", "b"]
 
 
+def test_sibling_with_a_longer_delay_keeps_it_in_somebody_elses_group_restart() -> None:
+    """A crash loop does not get round its backoff by the death of another."""
+    slow = BackoffSpec(first_ns=S, jitter=0)
+    rig = Rig(spec_of("a", ChildSpec("b", backoff=slow), strategy=Strategy.REST_FOR_ONE))
+    rig.start()
+    rig.gone("b")
+    assert spawns(rig.gone("a")) == ["a"]
+    assert next_deadline_ns(rig.state) == S
+    assert spawns(rig.wait(S)) == ["b"]
+
+
 def test_uncharged_death_restarts_at_once_and_is_free() -> None:
     """The chaos monkey touches neither budget nor backoff."""
     rig = Rig(spec_of("a", intensity=0))
@@ -351,6 +362,27 @@ def test_refused_later_fails_the_device_and_nobody_else() -> None:
     assert records(rig.gone("a", CRASH)) == [DeviceFailed("a", "state of version 3", at_ns=0)]
     assert rig.states() == {"a": "failed", "b": "ready"}
     assert spawns(rig.send(StartChild("a"))) == ["a"]
+
+
+def test_refused_then_stopped_with_everybody_is_still_failed() -> None:
+    """The end of the supervisor does not hide why a device was out of service."""
+    rig = Rig(spec_of("a", "b"))
+    rig.start()
+    rig.refused("a")
+    rig.stop()
+    rig.obey()
+    assert rig.states() == {"a": "failed", "b": "down"}
+
+
+def test_refused_while_siblings_stop_fails_those_who_wait_for_it() -> None:
+    """Also those who are held back by the group are told, once."""
+    rig = Rig(spec_of("a", ChildSpec("b", depends_on=("a",)), "c", strategy=Strategy.ONE_FOR_ALL))
+    rig.start()
+    rig.refused("a")
+    rig.gone("c")
+    rig.gone("b", CLEAN)
+    assert spawns(rig.gone("a", CLEAN)) == ["c"]
+    assert rig.states() == {"a": "failed", "b": "failed", "c": "spawning"}
 
 
 def test_refused_read_after_the_end_stops_the_restart() -> None:
