@@ -74,7 +74,9 @@ class Supervisor:
         self._reactor.post(Start())
         self._reactor.step()
         self._started = True
-        while self._reactor.outcome is None and policy.phase(self._reactor.state) is policy.Phase.STARTING:
+        while self._reactor.outcome is None:
+            if policy.phase(self._reactor.state) is policy.Phase.RUNNING:
+                break
             self._reactor.poll(None)
         if self._reactor.outcome is not None:
             report = self._start_report()
@@ -138,6 +140,11 @@ class Supervisor:
     def bus(self) -> Bus:
         """Addresses to devices."""
         return self._bus
+
+    @property
+    def zygote_pid(self) -> int | None:
+        """The process that forks the workers; ``None`` where there is none."""
+        return None if self._workers is None else self._workers.launcher.pid
 
     @property
     def outcome(self) -> Outcome | None:

@@ -28,7 +28,15 @@ from supervisor.errors import DeviceFault
 from supervisor.handle import Clock
 from supervisor.launch.launcher import Exited, Forked, ForkFailed, Launcher, WorkerProcess
 from supervisor.messages_pb2 import Assign, Failed, SupervisorMessage, WorkerMessage
-from supervisor.policy.actions import DeviceFailed, DeviceReady, DeviceRestarted, DeviceStopped, Record
+from supervisor.policy.actions import (
+    DeviceFailed,
+    DeviceReady,
+    DeviceRestarted,
+    DeviceStopped,
+    GaveUp,
+    Record,
+    SupervisorStopped,
+)
 from supervisor.policy.events import (
     ExitKind,
     ExitReason,
@@ -50,7 +58,7 @@ from supervisor.worker.journal import JournalCorrupt
 __all__ = ["DeviceCrashed", "InputGivenUp", "Workers"]
 
 EXIT_STATUS_WAIT_NS = 100_000_000  # the zygote reports within a fraction of a millisecond, if it lives
-LOG_LINES_KEPT = 20  # what a crash report shows
+LOG_LINES_KEPT = 50  # what a crash report shows: a dump of faulthandler's with its stack
 LOG_LINE_BYTES = 8192  # a longer line is cut: a device that never ends its line fills no memory
 LOG_CHUNK_BYTES = 65536
 MESSAGES_PER_ROUND = 64  # of one worker: a flood must not keep the others waiting
@@ -236,6 +244,11 @@ class Workers:
         match record:
             case DeviceReady() | DeviceRestarted():
                 self._seats[record.name].restarts = record.restarts
+            case GaveUp():
+                self._seats[record.culprit].handle.go("its restart budget is spent")
+            case SupervisorStopped():
+                for seat in self._seats.values():
+                    seat.handle.go("the supervisor has stopped")
             case DeviceFailed():
                 self._seats[record.name].handle.go(record.why)
             case DeviceStopped():
@@ -363,7 +376,7 @@ class Workers:
             name=name,
             device_class=config.device_class,
             options_msgpack=msgspec.msgpack.encode(config.options),
-            restart_count=seat.restarts,
+            restart_count=seat.generation - 1,
             last_exit=seat.last_exit,
             heartbeat_every_ns=config.child.heartbeat.every_ns if config.child.heartbeat else 0,
             start_fresh=seat.start_fresh,
