@@ -8,12 +8,14 @@ number.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from supervisor.tube.errors import Closed, TubeTimeout
+from supervisor.tube.errors import BadDescriptor, Closed, TubeSystemError, TubeTimeout
+from supervisor.tube.spawning import reduce_descriptor
 
 if TYPE_CHECKING:
     from typing import Self
@@ -22,19 +24,34 @@ __all__ = ["Descriptor", "Eventfd", "close_all"]
 
 
 class Descriptor:
-    """Owns one descriptor. ``Descriptor(fd)`` takes it over and makes it close-on-exec."""
+    """Owns one descriptor. ``Descriptor(fd)`` takes it over and makes it close-on-exec.
+
+    Raises BadDescriptor when the number is not open.
+    """
 
     __slots__ = ("__weakref__", "_fd")
 
     def __init__(self, fd: int) -> None:
         self._fd = -1
-        os.set_inheritable(fd, False)
+        try:
+            os.set_inheritable(fd, False)
+        except OSError as error:
+            raise BadDescriptor(f"descriptor {fd} is not open") from error
         self._fd = fd
 
     @classmethod
     def duplicate(cls, source: object) -> Self:
-        """Own a new descriptor of what ``source`` (a number, or an object with ``fileno()``) refers to."""
-        return cls(os.dup(number_of(source)))
+        """Own a new descriptor of what ``source`` (a number, or an object with ``fileno()``) refers to.
+
+        Raises BadDescriptor, TubeSystemError, Closed.
+        """
+        number = number_of(source)
+        try:
+            return cls(os.dup(number))
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise BadDescriptor(f"descriptor {number} is not open") from error
+            raise TubeSystemError("dup failed") from error
 
     def fileno(self) -> int:
         """Return the number. Raises Closed after ``close`` or ``detach``."""
@@ -71,6 +88,9 @@ class Descriptor:
         if getattr(self, "_fd", -1) >= 0:
             self.close()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return reduce_descriptor(self)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self._fd < 0 else self._fd}>"
 
@@ -81,7 +101,12 @@ class Eventfd(Descriptor):
     __slots__ = ()
 
     def __init__(self, fd: int | None = None) -> None:
-        super().__init__(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if fd is None else fd)
+        if fd is None:
+            try:
+                fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except OSError as error:
+                raise TubeSystemError("eventfd failed") from error
+        super().__init__(fd)
 
     def signal(self, count: int = 1) -> None:
         """Add ``count``; whoever polls becomes ready."""

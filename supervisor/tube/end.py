@@ -7,7 +7,8 @@ memfd.py).
 
 Threads: any number may send. One may receive. ``target_pid`` may be read by all: it first takes hand-overs
 that wait at the head of the queue, so looking and receiving are serialised by a lock that is never held while
-waiting.
+waiting. Closing belongs to the thread that uses the end: a number that another thread still polls may be
+somebody else's next.
 """
 
 from __future__ import annotations
@@ -174,9 +175,6 @@ class End:
             head = packet.pack_head(
                 Header(out.kind, len(out.body), len(out.fds), len(extras), out_of_line, tuple(entries))
             )
-            # What can fail should fail before anything has moved.
-            if not wait_for(self.sock.fileno(), select.POLLOUT, deadline, at_once=True):
-                raise QueueFull("the peer's queue is full")
             next_holder = None if self.relays else self.listener()
             for _, shape, end in out.ends:
                 end.hand_over(shape, next_holder)
@@ -289,7 +287,8 @@ class End:
         """
         pidfd = pidfd_for(new)
         fds = [] if pidfd is None else [pidfd.fileno()]
-        body = packet.pack_handover(roles_of(shape), (new.unique or 0) if new is not None else 0)
+        unique, pid = (new.unique or 0, new.pid) if new is not None else (0, 0)
+        body = packet.HandOver(roles_of(shape), unique, os.getpid(), pid).pack()
         head = packet.pack_head(Header(Kind.HANDOVER, len(body), 0, len(fds)))
         try:
             self._send_packet([head, body], fds, 0)

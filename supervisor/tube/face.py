@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from supervisor.tube.end import End
 from supervisor.tube.errors import Closed
 from supervisor.tube.flush import flush
+from supervisor.tube.parcel import EndDescriptor
 from supervisor.tube.spawning import reduce_face
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from supervisor.tube.descriptor import Descriptor
     from supervisor.tube.notifiers import CloseNotifier, ReadNotifier
     from supervisor.tube.packet import Shape
-    from supervisor.tube.peer import Process
+    from supervisor.tube.peer import PeerView, Process
 
 __all__ = ["FACES", "Face"]
 
@@ -52,6 +53,14 @@ class Face:
     def from_fd(cls, fd: int) -> Self:
         """Take over a connected SOCK_SEQPACKET socket by its number. Raises BadDescriptor if it is none."""
         return cls(fd)
+
+    @classmethod
+    def with_view(cls, fd: int, view: PeerView) -> Self:
+        """Take over an end together with what is known of its far side.
+
+        Raises BadDescriptor if it is none.
+        """
+        return cls(EndDescriptor(fd, cls.shape, view))
 
     @property
     def end(self) -> End:

@@ -56,11 +56,13 @@ def _apply_handover(
 ) -> None:
     if header.fds or header.ends or header.out_of_line or len(extras) > 1:
         raise MalformedMessage("a hand-over of the wrong form")
-    roles, unique = packet.unpack_handover(body)
-    new = Process(0, unique) if unique else None
+    said = packet.HandOver.unpack(body)
+    new = Process(0, said.unique) if said.unique else None
     if extras:
         try:
             new = process_of_pidfd(extras[0].fileno())
         except OSError as error:
             raise MalformedMessage("a hand-over to what is not a process") from error
-    view.admit_handover(sender, Roles(roles), new)
+    if new is not None and not new.pid and sender is not None and sender.pid == said.sender_pid:
+        new = Process(said.new_pid, new.unique)
+    view.admit_handover(sender, Roles(said.roles), new)

@@ -37,15 +37,14 @@ __all__ = [
     "MAX_PACKET_BYTES",
     "EndEntry",
     "Flags",
+    "HandOver",
     "Header",
     "Kind",
     "Ref",
     "Shape",
-    "pack_handover",
     "pack_head",
     "unpack",
     "unpack_frame_head",
-    "unpack_handover",
 ]
 
 # SCM_MAX_FD: sendmsg(2) refuses one more with EINVAL.
@@ -137,25 +136,37 @@ class Header:
     ends: tuple[EndEntry, ...] = ()
 
 
-_HANDOVER = Struct("<BQ")
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """The body of a HANDOVER: which roles move, and to whom; the packet's pidfd says it best.
 
-
-def pack_handover(roles: int, unique: int) -> bytes:
-    """Return the body of a HANDOVER.
-
-    Which roles move, and the new holder's ``unique`` (0: only its pidfd tells).
+    ``unique`` is the inode of that pidfd, 0 if not known. ``sender_pid`` and ``new_pid`` are numbers in the
+    sender's pid namespace: they mean something to a receiver that knows the sender by the same number, and
+    are all there is of a holder that is dead before Linux 6.9.
     """
-    return _HANDOVER.pack(roles, unique)
+
+    roles: int
+    unique: int
+    sender_pid: int
+    new_pid: int
+
+    def pack(self) -> bytes:
+        """Return the bytes of the body."""
+        return _HANDOVER.pack(self.roles, self.unique, self.sender_pid, self.new_pid)
+
+    @classmethod
+    def unpack(cls, body: memoryview) -> HandOver:
+        """Raises MalformedMessage."""
+        if len(body) != _HANDOVER.size:
+            raise MalformedMessage(f"a hand-over of {len(body)} bytes")
+        made = cls(*_HANDOVER.unpack(body))
+        if not 0 < made.roles <= _ALL_ROLES:
+            raise MalformedMessage(f"a hand-over of unknown roles {made.roles}")
+        return made
 
 
-def unpack_handover(body: memoryview) -> tuple[int, int]:
-    """Return (roles, unique). Raises MalformedMessage."""
-    if len(body) != _HANDOVER.size:
-        raise MalformedMessage(f"a hand-over of {len(body)} bytes")
-    roles, unique = _HANDOVER.unpack(body)
-    if not 0 < roles <= 3:
-        raise MalformedMessage(f"a hand-over of unknown roles {roles}")
-    return roles, unique
+_HANDOVER = Struct("<BQII")
+_ALL_ROLES = 3  # peer.Roles.BOTH
 
 
 def pack_head(header: Header) -> bytes:

@@ -11,7 +11,7 @@ import fcntl
 import os
 import struct
 
-from supervisor.tube.descriptor import Descriptor
+from supervisor.tube.descriptor import Descriptor, Eventfd
 from supervisor.tube.peer import Process
 
 __all__ = ["current_process", "open_pidfd", "pidfd_for", "process_by_pid", "process_of_pidfd"]
@@ -33,14 +33,9 @@ def _has_pidfs() -> bool:
         try:
             pidfd = os.pidfd_open(os.getpid())
         except OSError:
-            _pidfs = False
-            return False
-        other = os.eventfd(0, os.EFD_CLOEXEC)
-        try:
-            _pidfs = os.fstat(pidfd).st_dev != os.fstat(other).st_dev
-        finally:
-            os.close(pidfd)
-            os.close(other)
+            return False  # short of descriptors, perhaps: asked again next time
+        with Descriptor(pidfd), Eventfd() as other:
+            _pidfs = os.fstat(pidfd).st_dev != os.fstat(other.fileno()).st_dev
     return _pidfs
 
 
@@ -107,7 +102,10 @@ def current_process() -> Process:
     global _current
     pid = os.getpid()
     if _current is None or _current[0] != pid:
-        _current = (pid, process_by_pid(pid))
+        process = process_by_pid(pid)
+        if process.unique is None and _has_pidfs():
+            return process  # no descriptor was to be had just now
+        _current = (pid, process)
     return _current[1]
 
 

@@ -31,20 +31,20 @@ def seconds_left(deadline: int | None) -> float | None:
     return max(0, deadline - time.monotonic_ns()) / NS_PER_S if deadline else 0.0
 
 
-def wait_for(fd: int, events: int, deadline: int | None, *, at_once: bool = False) -> bool:
+def wait_for(fd: int, events: int, deadline: int | None) -> bool:
     """Wait until a descriptor is ready or hung up; False when the deadline is over.
 
-    "Do not wait" is answered with False without looking, unless ``at_once`` asks to look.
+    "Do not wait" is answered with False without looking: the caller has just tried.
     """
-    if deadline == 0 and not at_once:
+    if deadline == 0:
         return False
     poll = select.poll()
     poll.register(fd, events)
     if deadline is None:
         poll.poll()
         return True
-    left_ns = max(0, deadline - time.monotonic_ns()) if deadline else 0
-    if not left_ns and not at_once:
+    left_ns = deadline - time.monotonic_ns()
+    if left_ns <= 0:
         return False
     # Rounded up: a wait that ends early would spin through the last millisecond.
     return bool(poll.poll(-(-left_ns // NS_PER_MS)))

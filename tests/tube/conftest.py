@@ -19,7 +19,6 @@ DEADLINE_S = 10.0
 
 def open_fds() -> dict[int, str]:
     """Return number and target of each open descriptor."""
-    gc.collect()
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -33,8 +32,15 @@ def no_descriptor_leaks() -> Iterator[None]:
     """Compare the open descriptors before and after each test."""
     before = open_fds()
     yield
-    after = open_fds()
-    leaked = {fd: what for fd, what in after.items() if before.get(fd) != what}
+
+    def leaks() -> dict[int, str]:
+        return {fd: what for fd, what in open_fds().items() if before.get(fd) != what}
+
+    leaked = leaks()
+    if leaked:
+        # A failed assertion's traceback may still hold what the test has made.
+        gc.collect()
+        leaked = leaks()
     assert not leaked, f"leaked descriptors: {leaked}"
 
 

@@ -22,10 +22,23 @@ from supervisor.tube import (
     UnknownProcess,
     WouldBlock,
     WrongPeer,
+    process,
+    scm,
 )
 from supervisor.tube.scm import SCM_CREDENTIALS
 from tests.tube.conftest import DEADLINE_S
 from tests.tube.conftest import Fork as ForkFixture
+
+
+@pytest.fixture(autouse=True, params=["pidfs", "numbers"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run everything twice: with what this kernel tells, and as before 6.5, with numbers only."""
+    monkeypatch.setattr(process, "_current", None)
+    if request.param == "numbers":
+        monkeypatch.setattr(process, "_pidfs", False)
+        monkeypatch.setattr(scm, "SO_PASSPIDFD", 9999)
+    return str(request.param)
+
 
 CLONE_NEWPID = 0x20000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -335,8 +348,7 @@ def _zygote_flow(fork: ForkFixture, *, as_number: bool) -> None:
         got = ours.recv_proto_with_fds(WorkerMessage, timeout=DEADLINE_S)
         assert got.pid == got.message.hello.pid == ours.target_pid
         assert got.pid != child.pid
-        assert got.pidfd is not None
-        got.pidfd.close()
+        got.close()
         ours.send_proto(SupervisorMessage(generation=1))
         assert child.wait() == 0
 
@@ -544,7 +556,9 @@ def test_given_root_when_it_forges_credentials_then_the_kernel_believes_it(fork:
             ours.recv_proto(Hello, timeout=0)
 
 
-def test_given_a_copy_of_the_pidfd_when_received_then_it_names_the_sender(fork: ForkFixture) -> None:
+def test_given_a_dead_sender_when_received_then_its_pidfd_still_names_it(
+    fork: ForkFixture, kernel: str
+) -> None:
     """Each packet brings its sender's pidfd, readable when the sender is gone, even if that was long ago."""
     ours, theirs = ProtoTube.pair()
     with ours, theirs:
@@ -552,6 +566,9 @@ def test_given_a_copy_of_the_pidfd_when_received_then_it_names_the_sender(fork: 
         assert child.wait() == 0
         got = ours.recv_proto_with_fds(Hello, timeout=0)
         assert got.pid == child.pid
-        assert isinstance(got.pidfd, Descriptor)
-        assert not os.get_inheritable(got.pidfd.fileno())
+        if kernel == "numbers":
+            assert got.pidfd is None
+        else:
+            assert isinstance(got.pidfd, Descriptor)
+            assert not os.get_inheritable(got.pidfd.fileno())
         got.close()

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from supervisor.messages_pb2 import WorkerMessage
-from supervisor.tube import Descriptor, Eventfd, MalformedMessage, Tube, TubeError, WrongPeer
+from supervisor.tube import BadDescriptor, Descriptor, Eventfd, MalformedMessage, Tube, TubeError, WrongPeer
 from supervisor.tube.codec import EXT_OWNER
 from supervisor.tube.packet import (
     HEADER_BYTES,
@@ -211,12 +211,12 @@ def test_given_a_wrong_hand_over_when_received_then_malformed(roles: int) -> Non
     """A hand-over of unknown roles, of a wrong size, or to what is not a process moves nothing."""
     ours, theirs = Tube.pair()
     with ours, theirs, Eventfd() as event:
-        for body in (struct.pack("<BQ", roles, 0), b"", b"\x03" * 10):
+        for body in (struct.pack("<BQII", roles, 0, 0, 0), b"", b"\x03" * 10):
             theirs.end.sock.send(pack_head(Header(Kind.HANDOVER, len(body))) + body)
             with pytest.raises(MalformedMessage):
                 ours.recv(timeout=0)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", event.fileno()))]
-        body = struct.pack("<BQ", 3, 0)
+        body = struct.pack("<BQII", 3, 0, 0, 0)
         theirs.end.sock.sendmsg([pack_head(Header(Kind.HANDOVER, len(body), 0, 1)), body], rights)
         with pytest.raises(MalformedMessage):
             ours.recv(timeout=0)
@@ -287,7 +287,9 @@ def test_given_a_descriptor_when_used_as_an_owner_then_it_closes_once() -> None:
     assert owner.closed
     owner.close()
     os.close(read_fd)
-    with Descriptor(write_fd), pytest.raises(OSError, match="Bad file"):
+    with Descriptor(write_fd), pytest.raises(BadDescriptor):
         Descriptor(read_fd)
+    with pytest.raises(BadDescriptor):
+        Descriptor.duplicate(read_fd)
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(write_fd)

@@ -17,7 +17,8 @@ from supervisor.tube import Eventfd, NotSendable, ProtoTube, SendTube, Tube
 from tests.tube.conftest import DEADLINE_S
 
 
-def _child(tube: Tube, half: SendTube) -> None:
+def _child(tube: Tube, half: SendTube, event: Eventfd) -> None:
+    event.signal(5)
     tube.send([os.getpid(), os.get_inheritable(tube.fileno())])
     half.send(tube.recv(timeout=DEADLINE_S))
     tube.send(tube.target_pid)
@@ -27,8 +28,8 @@ def _start(package: Any, method: str) -> None:
     context = package.get_context(method)
     ours, theirs = Tube.pair()
     sender, receiver = Tube.directional_pair()
-    with ours, receiver:
-        process = context.Process(target=_child, args=(theirs, sender), daemon=True)
+    with ours, receiver, Eventfd() as event:
+        process = context.Process(target=_child, args=(theirs, sender, event), daemon=True)
         process.start()
         theirs.close()
         sender.close()
@@ -38,6 +39,7 @@ def _start(package: Any, method: str) -> None:
         assert receiver.recv(timeout=30) == "through"
         assert receiver.target_pid == process.pid
         assert ours.recv(timeout=30) == os.getpid()
+        assert event.wait(30) == 5
         process.join(30)
         assert process.exitcode == 0
         process.close()
@@ -62,8 +64,10 @@ def test_given_no_process_being_started_when_pickled_then_refused() -> None:
     """Pickling an end at any other time would start a thread and a listener; it is an error instead."""
     assert multiprocessing.get_context("spawn")  # loaded, and not spawning
     one, two = ProtoTube.pair()
-    with one, two, pytest.raises(NotSendable):
-        pickle.dumps(one)
+    with one, two, Eventfd() as event:
+        for owner in (one, event):
+            with pytest.raises(NotSendable):
+                pickle.dumps(owner)
 
 
 class Bundle(msgspec.Struct):
