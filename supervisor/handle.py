@@ -170,8 +170,8 @@ class LocalHandle(DeviceHandle):
                 return self._words[slot]
         if offset in self._counters:
             slot, mask = self._counters[offset]
-            base, since_ns, ticks, per_ns = self._words[slot : slot + 4]
-            value = evaluate_counter(base, since_ns, ticks, per_ns, self._clock(), mask)
+            base, since_ns, ticks, per_ns, narrowed = self._words[slot : slot + 5]
+            value = evaluate_counter(base, since_ns, ticks, per_ns, self._clock(), mask & narrowed)
             return value & ((1 << (8 * size)) - 1)
         self._handle(InputKind.READ, offset, size)
         return int.from_bytes(self._reply, "little")

@@ -200,12 +200,22 @@ def evaluate_counter(base: int, since_ns: int, ticks: int, per_ns: int, now_ns: 
 class CounterView:
     """A device's own counter, as its methods see it. Times are guest time in ns."""
 
-    __slots__ = ("_device", "_mask", "_slot")
+    __slots__ = ("_device", "_slot", "_width_mask")
 
-    def __init__(self, device: Any, slot: int, mask: int) -> None:
+    def __init__(self, device: Any, slot: int, width_mask: int) -> None:
         self._device = device
         self._slot = slot
-        self._mask = mask
+        self._width_mask = width_mask
+
+    @property
+    def _mask(self) -> int:
+        return int(self._device.words[self._slot + 4])
+
+    def narrow(self, bits: int) -> None:
+        """From now on the counter has ``bits`` bits (at most as many as declared), and its value too."""
+        value = self.value
+        self._device.words[self._slot + 4] = ((1 << bits) - 1) & self._width_mask
+        self.set(value)
 
     @property
     def running(self) -> bool:
@@ -219,8 +229,8 @@ class CounterView:
 
     def at(self, now_ns: int) -> int:
         """The value at guest time ``now_ns``."""
-        base, since_ns, ticks, per_ns = self._device.words[self._slot : self._slot + 4]
-        return evaluate_counter(base, since_ns, ticks, per_ns or 1, now_ns, self._mask)
+        base, since_ns, ticks, per_ns, mask = self._device.words[self._slot : self._slot + 5]
+        return evaluate_counter(base, since_ns, ticks, per_ns or 1, now_ns, mask)
 
     def run(self, ticks: int, per_ns: int = NANOSECONDS) -> None:
         """Counts on from the present value, ``ticks`` per ``per_ns`` (default: Hz)."""
@@ -236,15 +246,15 @@ class CounterView:
         self._set(value, words[self._slot + 2], words[self._slot + 3] or 1)
 
     def reaches(self, target: int) -> int | None:
-        """The guest time in ns at which the counter next becomes ``target``; ``None`` while it is stopped.
+        """The guest time in ns at which the counter next becomes ``target``; ``None`` if never, as it is.
 
         Strictly in the future: a counter that equals ``target`` now reaches it again after a whole turn.
         """
-        base, since_ns, ticks, per_ns = self._device.words[self._slot : self._slot + 4]
-        if not ticks:
+        base, since_ns, ticks, per_ns, mask = self._device.words[self._slot : self._slot + 5]
+        if not ticks or target > mask:
             return None
         passed = (self._device.ctx.now_ns - since_ns) * ticks // per_ns
-        ahead = (target - base - passed) & self._mask or self._mask + 1
+        ahead = (target - base - passed) & mask or mask + 1
         return int(since_ns - (-(passed + ahead) * per_ns // ticks))
 
     def _set(self, value: int, ticks: int, per_ns: int) -> None:
@@ -257,13 +267,13 @@ class CounterView:
 
 
 class Counter(Register):
-    """A counter of ``bits`` bits that runs with guest time; read-only to the guest.
+    """A counter of ``bits`` bits (or fewer: ``narrow``) that runs with guest time; read-only to the guest.
 
     The machine evaluates reads. Use it in the device through :class:`CounterView`. A counter at
     ``offset=None`` cannot be read by the guest, only captured.
     """
 
-    words = 4  # base, since (guest ns), ticks, per (ns)
+    words = 5  # base, since (guest ns), ticks, per (ns), mask
 
     def __init__(self, offset: int | None, *, bits: int = 32) -> None:
         super().__init__(offset if offset is not None else 0, width=8 if bits > 32 else 4)
@@ -313,7 +323,8 @@ class Capture(Task):
     """A task that latches ``counter`` into ``into`` (element by element where both are arrays).
 
     Always posted: the machine latches the value itself and goes on; the device does the same when it
-    gets there, then calls ``on_write``.
+    gets there, then calls ``on_write``. A capture repeated at the same guest time, with nothing but captures
+    in between, latches the same value again and need not reach the device: a handler must not count them.
     """
 
     def __init__(self, offset: int, counter: Counter, into: Register, *, stride: int = 4) -> None:
@@ -387,7 +398,7 @@ class Sheet:
         for register in registers:
             register.slot = self.words
             if isinstance(register, Counter):
-                reset_words += [0, 0, 0, 1]
+                reset_words += [0, 0, 0, 1, register.mask]
             else:
                 reset_words += [register.reset] * register.count
             self.words += register.words * register.count

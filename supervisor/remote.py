@@ -32,6 +32,7 @@ _KIND_NAMES: dict[int, str] = {kind: kind.name.lower() for kind in InputKind}
 SPIN_LOOKS = 300  # looks at the journal before sleeping, some 20 µs: an awake worker answers within
 INLINE_SHARE = 4  # a payload may take a quarter of the input ring; a larger one goes through the Tube
 NEVER = 2**64
+NEVER_LATCHED = (0, 0, -1)  # record, value, guest time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,17 +215,26 @@ class RemoteHandle(DeviceHandle):
             self._await(need)
 
     def _capture(self, way: int, offset: int, size: int, value: int) -> None:
-        """Latches the counter at once, and lets the worker do the same when it gets there."""
+        """Latches the counter at once, and lets the worker do the same when it gets there.
+
+        A capture that would latch what the one before has latched, at the same guest time and with nothing
+        but captures in between, is done already: a guest that waits by polling a timer costs one record a
+        step of guest time, not one a look.
+        """
         counter_slot, into_slot, mask = self._captures[way]
+        now_ns = self._clock()
+        number, _value, then_ns = self._latched.get(into_slot, NEVER_LATCHED)
+        if then_ns == now_ns and number > self._barrier and self._gone is None:
+            return
         self._settle_counters()
         barrier = self._barrier
-        latched = self._evaluate(counter_slot, mask, self._clock())
-        self._submit(InputKind.POSTED, offset, size, value)
+        latched = self._evaluate(counter_slot, mask, now_ns)
+        self._submit(InputKind.POSTED, offset, size, value, stamp_ns=now_ns)
         self._barrier = barrier
-        self._latched[into_slot] = (self._submitted, latched)
+        self._latched[into_slot] = (self._submitted, latched, now_ns)
 
     def _read_captured(self, slot: int) -> int:
-        number, value = self._latched.get(slot, (0, 0))
+        number, value, _then_ns = self._latched.get(slot, NEVER_LATCHED)
         if number > self._words[layout.PUBLISHED] and number > self._barrier:
             return value
         if self._words[layout.PUBLISHED] != self._submitted:
@@ -232,8 +242,8 @@ class RemoteHandle(DeviceHandle):
         return self._registers[slot]
 
     def _evaluate(self, slot: int, mask: int, now_ns: int) -> int:
-        base, since_ns, ticks, per_ns = self._registers[slot : slot + 4]
-        return evaluate_counter(base, since_ns, ticks, per_ns or 1, now_ns, mask)
+        base, since_ns, ticks, per_ns, narrowed = self._registers[slot : slot + 5]
+        return evaluate_counter(base, since_ns, ticks, per_ns or 1, now_ns, mask & narrowed)
 
     # -- waiting ---------------------------------------------------------------------------------
 
@@ -516,7 +526,7 @@ class RemoteHandle(DeviceHandle):
         self._counters: dict[int, tuple[int, int]] = {}
         self._writes: dict[int, int] = {}
         self._captures: list[tuple[int, int, int]] = []
-        self._latched: dict[int, tuple[int, int]] = {}
+        self._latched: dict[int, tuple[int, int, int]] = {}
         if self._gone is not None:
             return
         captured_slots: set[int] = set()
