@@ -23,7 +23,7 @@ Invariant: ``unpack(pack(p)) == p``, and ``unpack`` of any bytes either returns 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from struct import Struct
 from typing import ClassVar
 
@@ -36,7 +36,6 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "MAX_PACKET_BYTES",
     "EndEntry",
-    "Flags",
     "HandOver",
     "Header",
     "Kind",
@@ -74,11 +73,11 @@ class Kind(IntEnum):
     HANDOVER = 3  # "the next holder of this end is ...", see peer.py
 
 
-class Flags(IntFlag):
-    """Bits of the header's third byte."""
+_KINDS = {int(kind): kind for kind in Kind}
 
-    NONE = 0
-    OUT_OF_LINE = 1  # the body is in a sealed memfd
+# The one bit of the header's flags: the body is in a sealed memfd. A plain int: IntFlag costs microseconds a
+# packet.
+_OUT_OF_LINE = 1
 
 
 class Shape(IntEnum):
@@ -171,7 +170,7 @@ _ALL_ROLES = 3  # peer.Roles.BOTH
 
 def pack_head(header: Header) -> bytes:
     """Return the packet's first bytes: header and table of ends; an inline body follows."""
-    flags = Flags.OUT_OF_LINE if header.out_of_line else Flags.NONE
+    flags = _OUT_OF_LINE if header.out_of_line else 0
     head = _HEADER.pack(
         VERSION, header.kind, flags, len(header.ends), header.fds, header.extra_fds, 0, header.body_bytes
     )
@@ -219,13 +218,12 @@ def _unpack_header(packet: bytes) -> tuple[Kind, bool, int, int, int, int]:
     version, kind_number, flags, end_count, fds, extra_fds, zero, body_bytes = _HEADER.unpack_from(packet)
     if version != VERSION:
         raise MalformedMessage(f"packet version {version}, expected {VERSION}")
-    if flags & ~Flags.OUT_OF_LINE or zero:
+    if flags & ~_OUT_OF_LINE or zero:
         raise MalformedMessage("reserved bits of a packet header are set")
-    try:
-        kind = Kind(kind_number)
-    except ValueError as error:
-        raise MalformedMessage(f"unknown packet kind {kind_number}") from error
-    out_of_line = bool(flags & Flags.OUT_OF_LINE)
+    kind = _KINDS.get(kind_number)
+    if kind is None:
+        raise MalformedMessage(f"unknown packet kind {kind_number}")
+    out_of_line = bool(flags & _OUT_OF_LINE)
     if body_bytes > MAX_MESSAGE_BYTES:
         raise MalformedMessage(
             f"packet claims a body of {body_bytes} bytes; the limit is {MAX_MESSAGE_BYTES}"

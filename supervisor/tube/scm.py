@@ -64,6 +64,15 @@ _UCRED = struct.Struct("=iII")
 _OVERFLOW_ID = 65534  # uid and gid of a packet whose sender was not recorded
 
 
+# As plain ints: the arithmetic of socket's own enums costs more than the system calls.
+_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_PEEK_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
+_PEEK_SIZE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_PEEK | socket.MSG_TRUNC)
+_CTRUNC = int(socket.MSG_CTRUNC)
+_TRUNC = int(socket.MSG_TRUNC)
+
+
 class Broken(Exception):
     """The peer died with unread data in its queue; what it sent can still be received."""
 
@@ -135,7 +144,7 @@ def send_packet(sock: socket.socket, buffers: Sequence[bytes | memoryview], fds:
             raise BadDescriptor(f"not a descriptor number among {list(fds)}") from error
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
     try:
-        return sock.sendmsg(buffers, control, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return sock.sendmsg(buffers, control, _SEND_FLAGS)
     except BlockingIOError:
         # Chaining would keep a frame alive for nothing: this one is an answer, not a failure.
         raise QueueFull("the peer's queue is full") from None
@@ -159,9 +168,8 @@ def receive_packet(sock: socket.socket, max_bytes: int) -> Arrival | None:
     Raises Broken (ask again), TruncatedMessage and MalformedMessage (the packet is consumed),
     TubeSystemError.
     """
-    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
     try:
-        data, control, got_flags, _ = sock.recvmsg(max_bytes, CONTROL_BYTES, flags)
+        data, control, got_flags, _ = sock.recvmsg(max_bytes, CONTROL_BYTES, _RECEIVE_FLAGS)
     except BlockingIOError:
         return None
     except ConnectionResetError as error:
@@ -187,9 +195,9 @@ def _own(data: bytes, control: list[tuple[int, int, bytes]], flags: int) -> Arri
             pid, uid, _ = _UCRED.unpack(payload)
             pid = None if pid == 0 and uid == _OVERFLOW_ID else pid
     try:
-        if flags & socket.MSG_CTRUNC:
+        if flags & _CTRUNC:
             raise TruncatedMessage("descriptors of a packet were lost (MSG_CTRUNC): our own limit is too low")
-        if flags & socket.MSG_TRUNC:
+        if flags & _TRUNC:
             raise TruncatedMessage("bytes of a packet were lost (MSG_TRUNC): it is larger than we allow")
         if not data and control:
             raise MalformedMessage("an empty packet")
@@ -217,7 +225,7 @@ def next_packet_bytes(sock: socket.socket) -> int | None:
     descriptor. Raises Broken (ask again; looking has consumed the kernel's one report) and TubeSystemError.
     """
     try:
-        return sock.recvmsg_into([], 0, socket.MSG_PEEK | socket.MSG_TRUNC | socket.MSG_DONTWAIT)[0]
+        return sock.recvmsg_into([], 0, _PEEK_SIZE_FLAGS)[0]
     except BlockingIOError:
         return None
     except ConnectionResetError as error:
@@ -233,7 +241,7 @@ def next_packet_head(sock: socket.socket, head_bytes: int) -> bytes | None:
     """
     head = bytearray(head_bytes)
     try:
-        count = sock.recvmsg_into([head], 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)[0]
+        count = sock.recvmsg_into([head], 0, _PEEK_FLAGS)[0]
     except BlockingIOError:
         return None
     except ConnectionResetError as error:
