@@ -9,6 +9,7 @@ import select
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -52,7 +53,10 @@ class Child:
     """A forked process that runs one function and exits; killed if it does not."""
 
     def __init__(self, work: Callable[[], object]) -> None:
-        self.pid = os.fork()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of any other thread, here pytest-timeout's, which holds nothing that we use.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
         if self.pid == 0:
             code = 1
             try:
