@@ -3,17 +3,43 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= auto
+CHAOS := kill=*,every=5ms,jitter=0.5
 
-.PHONY: run test check firmware messages clean
+.PHONY: run test check firmware messages format clean
+
+# Twice the same session at the guest's console: undisturbed, and with every peripheral being killed.
+run: $(STAMP)
+	@if $(MAKE) --no-print-directory firmware; then board=microbit; else \
+	    echo "no micro:bit firmware: running the built-in demo guest instead"; board=demo; fi; \
+	$(BIN)/tubevisor prove config/$$board.yaml --input config/$$board.session.txt --chaos '$(CHAOS)'
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh supervisor/messages.sh --check
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+# Debian's MicroPython for the BBC micro:bit, unpacked into .cache/firmware; needs no root.
+firmware:
+	@sh machines/firmware.sh
+
+messages: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh supervisor/messages.sh
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
-
-messages: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh supervisor/messages.sh
 
 clean:
 	rm -rf $(VENV) .cache

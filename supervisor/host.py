@@ -24,8 +24,9 @@ from supervisor.handle import Clock, DeviceHandle, LocalHandle
 from supervisor.policy.actions import DeviceFailed, Outcome, Record
 from supervisor.policy.events import RestartChild, Start, StartChild, Stop, StopChild
 from supervisor.reactor import Reactor
+from supervisor.seat import DeviceCrashed
 from supervisor.worker.session import Launch
-from supervisor.workers import DeviceCrashed, Workers
+from supervisor.workers import Workers
 
 __all__ = ["Supervisor"]
 
@@ -70,7 +71,7 @@ class Supervisor:
             self._started = True
             return
         self._bus = Bus(self._handles.values())
-        self._workers.start()
+        self._workers.processes.start()
         self._reactor.post(Start())
         self._reactor.step()
         self._started = True
@@ -82,7 +83,7 @@ class Supervisor:
             report = self._start_report()
             self.close()
             raise StartFailed(report)
-        self._workers.keep_spares(self.config.supervisor.spares)
+        self._workers.processes.keep_spares(self.config.supervisor.spares)
 
     def stop(self) -> None:
         """Stops every device in reverse order, each with its deadline, and returns when all are gone."""
@@ -144,7 +145,7 @@ class Supervisor:
     @property
     def zygote_pid(self) -> int | None:
         """The process that forks the workers; ``None`` where there is none."""
-        return None if self._workers is None else self._workers.launcher.pid
+        return None if self._workers is None else self._workers.processes.zygote_pid
 
     @property
     def outcome(self) -> Outcome | None:

@@ -30,7 +30,7 @@ from supervisor.policy.actions import (
     OutcomeKind,
     Record,
 )
-from supervisor.workers import DeviceCrashed, InputGivenUp
+from supervisor.seat import DeviceCrashed, InputGivenUp
 
 __all__ = ["prove_board", "run_board"]
 

@@ -24,7 +24,7 @@ STORES_OF_A_REQUEST = 30  # more than one commit with its publication makes
 @pytest.mark.chaos
 @pytest.mark.parametrize("kill_at", range(1, STORES_OF_A_REQUEST))
 def test_given_kill_before_each_store_counts_replies_and_outputs_are_exact(kill_at: int) -> None:
-    """A worker that dies before its n-th store of header, registers, ring or slot loses and doubles nothing."""
+    """Dying before the n-th store of header, registers, ring or slot loses and doubles nothing."""
     device = f'device: "tests.devices.naughty:Sabotaged", options: {{kill_at: {kill_at}}}'
     config = board(f"name: counter, {device}, backoff: {{max: 0s}}, poison: 2")
     with census(), Supervisor(config) as sup:

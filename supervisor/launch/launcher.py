@@ -50,6 +50,7 @@ class WorkerProcess:
     wait_status: int | None = None
     hello: bool = False
     lost: bool = False  # the zygote died before it could report the fork
+    mute: bool = False  # its Tube is at its end
 
     def kill(self) -> None:
         """SIGKILL through the pidfd, so that no stranger can be hit. A process that is gone is no error."""
@@ -173,6 +174,10 @@ class Launcher:
             found += self._judge(received.message, received.descriptors)
         self._send_orders()
         return found
+
+    def awaits_exit(self, worker: WorkerProcess) -> bool:
+        """True while the zygote that forked ``worker`` lives and has not reported its end."""
+        return worker.ticket in self._alive
 
     def read_exit(self, worker: WorkerProcess) -> int | None:
         """The wait status of a dead worker whose zygote is gone, if the kernel still knows it."""

@@ -1,0 +1,265 @@
+"""Worker processes as such: ordered, heard, mute, dead. Knows no devices.
+
+A worker is ordered from the zygote; it says Hello, which is checked against the kernel's credentials; what
+it says from then on, and what it logs, goes to the owner. The witness of death is its pidfd. The exit status
+comes from the zygote a moment later, and last words from Tube and log: all of it is taken in before the owner
+hears that the process is gone. A worker that breaks the contract, or whose Tube is at its end, is mute: it
+can be of no use any more, and is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from supervisor.launch.launcher import Exited, Forked, ForkFailed, Launcher, WorkerProcess
+from supervisor.messages_pb2 import WorkerMessage
+from supervisor.reactor import Reactor
+from supervisor.tube import Descriptor, Disconnected, TubeError, TubeTimeout
+from supervisor.worker.entry import PROTOCOL_VERSION
+
+__all__ = ["BrokenContract", "Owner", "Processes"]
+
+EXIT_STATUS_WAIT_NS = 100_000_000  # the zygote reports within a fraction of a millisecond, if it lives
+LOG_CHUNK_BYTES = 65536
+LOG_CHUNKS_AFTER_DEATH = 16  # a pipe holds 64 KiB; a grandchild that writes on must not keep us here
+MESSAGES_PER_ROUND = 64  # of one worker: a flood must not keep the others waiting
+
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+_log = logging.getLogger("tubevisor")
+
+
+class BrokenContract(Exception):
+    """A worker did what no worker of ours does."""
+
+
+class Owner(Protocol):
+    """Who is told of workers that have been taken. ``on_message`` may raise :class:`BrokenContract`."""
+
+    def on_hello(self, worker: WorkerProcess) -> None: ...
+
+    def on_message(
+        self, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
+    ) -> None: ...
+
+    def on_log(self, worker: WorkerProcess, data: bytes) -> None: ...
+
+    def on_gone(self, worker: WorkerProcess, wait_status: int | None) -> None: ...
+
+    def on_fork_failed(self, worker: WorkerProcess, why: str) -> None: ...
+
+
+class Processes:
+    """All worker processes, spares included."""
+
+    def __init__(self, reactor: Reactor, owner: Owner, preload: Sequence[str]) -> None:
+        self._reactor = reactor
+        self._owner = owner
+        self._launcher = Launcher(preload)
+        self._launcher_fd = -1
+        self._known: dict[int, WorkerProcess] = {}
+        self._taken: set[int] = set()
+        self._kill_wanted: set[int] = set()
+        self._spares: deque[WorkerProcess] = deque()
+        self._spares_wanted = 0
+
+    @property
+    def zygote_pid(self) -> int | None:
+        """The process that forks the workers."""
+        return self._launcher.pid
+
+    def start(self) -> None:
+        """Starts the zygote. Raises ``OSError`` where the system refuses."""
+        self._launcher.start()
+        self._follow_launcher()
+
+    def take(self) -> WorkerProcess:
+        """A worker for a device: a spare that has said Hello, or else one that is ordered now.
+
+        Raises ``OSError`` where the system has no descriptors left.
+        """
+        worker = self._spares.popleft() if self._spares else self._order()
+        self._taken.add(worker.ticket)
+        return worker
+
+    def keep_spares(self, count: int) -> None:
+        """From now on keeps ``count`` workers ready; :meth:`refill` makes up for those taken."""
+        self._spares_wanted = count
+        self.refill()
+
+    def refill(self) -> None:
+        """Orders what is missing in spares. Called after a restart, so that it does not delay one."""
+        with contextlib.suppress(OSError):  # no descriptors to spare: the next death forks on demand
+            for _ in range(self._spares_wanted - (len(self._known) - len(self._taken))):
+                self._order()
+
+    def kill(self, worker: WorkerProcess) -> None:
+        """SIGKILL, now or as soon as there is a process."""
+        self._kill_wanted.add(worker.ticket)
+        worker.kill()
+
+    def close(self) -> None:
+        """Ends every process that is left, and the zygote; returns when they are gone."""
+        for worker in list(self._known.values()):
+            worker.kill()
+            self._forget(worker)
+        if self._launcher_fd >= 0:
+            self._reactor.unwatch(self._launcher_fd)
+            self._launcher_fd = -1
+        self._launcher.close()
+
+    # -- launching -------------------------------------------------------------------------------
+
+    def _order(self) -> WorkerProcess:
+        worker = self._launcher.fork()
+        self._follow_launcher()
+        self._known[worker.ticket] = worker
+        self._reactor.watch(worker.tube.fileno(), lambda _mask: self._hear(worker))
+        self._reactor.watch(worker.log.fileno(), lambda _mask: self._drain_log(worker, 1))
+        return worker
+
+    def _follow_launcher(self) -> None:
+        fd = self._launcher.fileno() if self._launcher.running else -1
+        if fd != self._launcher_fd:
+            if self._launcher_fd >= 0:
+                self._reactor.unwatch(self._launcher_fd)
+            if fd >= 0:
+                self._reactor.watch(fd, lambda _mask: self._hear_launcher())
+            self._launcher_fd = fd
+
+    def _hear_launcher(self) -> None:
+        self._reactor.unwatch(self._launcher_fd)  # before a lost zygote's Tube is closed
+        self._launcher_fd = -1
+        for report in self._launcher.reports():
+            if report.worker.ticket not in self._known:
+                continue
+            match report:
+                case Forked(worker):
+                    self._on_forked(worker)
+                case ForkFailed(worker, why):
+                    self._fail(worker, why)
+                case Exited(worker):
+                    self._finish(worker)
+        for worker in [worker for worker in self._known.values() if worker.lost and worker.mute]:
+            self._fail(worker, "the zygote died")
+        self._follow_launcher()
+
+    def _on_forked(self, worker: WorkerProcess) -> None:
+        assert worker.pidfd is not None  # noqa: S101 - the report says so
+        worker.tube.target_pid = worker.pid
+        self._reactor.watch(worker.pidfd.fileno(), lambda _mask: self._on_death(worker))
+        if worker.ticket in self._kill_wanted or worker.mute:
+            worker.kill()
+
+    def _fail(self, worker: WorkerProcess, why: str) -> None:
+        taken = worker.ticket in self._taken
+        self._forget(worker)
+        if taken:
+            self._owner.on_fork_failed(worker, why)
+
+    # -- hearing ---------------------------------------------------------------------------------
+
+    def _hear(self, worker: WorkerProcess) -> None:
+        """Takes in what a worker says: so much at a time."""
+        try:
+            for _ in range(MESSAGES_PER_ROUND):
+                received = worker.tube.recv_proto_with_fds(WorkerMessage, timeout=0)
+                with received.pidfd or _NOTHING:
+                    self._judge(worker, received.message, received.pid, received.descriptors)
+        except TubeTimeout:
+            return
+        except Disconnected:
+            self._on_mute(worker)
+        except (TubeError, BrokenContract) as error:
+            _log.warning("worker %d broke the contract: %s", worker.pid, error)
+            self._on_mute(worker)
+
+    def _judge(
+        self, worker: WorkerProcess, message: WorkerMessage, pid: int | None, descriptors: list[Descriptor]
+    ) -> None:
+        if message.WhichOneof("body") != "hello":
+            if worker.ticket not in self._taken:
+                raise BrokenContract("it speaks without a device")
+            self._owner.on_message(worker, message, descriptors)
+            return
+        hello = message.hello
+        if hello.protocol_version != PROTOCOL_VERSION:
+            raise BrokenContract(f"it speaks version {hello.protocol_version}, we {PROTOCOL_VERSION}")
+        if worker.hello or hello.ticket != worker.ticket or (worker.pid and pid not in (worker.pid, None)):
+            raise BrokenContract(f"Hello with ticket {hello.ticket} from pid {pid}")
+        worker.hello = True
+        if worker.ticket in self._taken:
+            self._owner.on_hello(worker)
+        else:
+            self._spares.append(worker)
+
+    def _drain_log(self, worker: WorkerProcess, chunks: int) -> None:
+        for _ in range(chunks):
+            if not self._read_log(worker):
+                return
+
+    def _read_log(self, worker: WorkerProcess) -> bool:
+        """Reads a chunk; false when there is nothing."""
+        try:
+            data = os.read(worker.log.fileno(), LOG_CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._reactor.unwatch(worker.log.fileno())
+            return False
+        if worker.ticket in self._taken:
+            self._owner.on_log(worker, data)
+        else:
+            _log.warning("a spare worker says: %s", data.decode(errors="replace").rstrip())
+        return True
+
+    # -- ends ------------------------------------------------------------------------------------
+
+    def _on_mute(self, worker: WorkerProcess) -> None:
+        self._reactor.unwatch(worker.tube.fileno())
+        worker.mute = True
+        worker.kill()  # without a pidfd yet: ``_on_forked`` does it, or the zygote is lost
+        if worker.lost:
+            self._fail(worker, "the zygote died")
+
+    def _on_death(self, worker: WorkerProcess) -> None:
+        """The pidfd says so; the exit status follows from the zygote, or from the kernel, or never."""
+        assert worker.pidfd is not None  # noqa: S101 - its callback
+        self._reactor.unwatch(worker.pidfd.fileno())
+        if self._launcher.awaits_exit(worker):
+            self._reactor.call_at(time.monotonic_ns() + EXIT_STATUS_WAIT_NS, lambda: self._finish(worker))
+        else:
+            self._finish(worker)
+
+    def _finish(self, worker: WorkerProcess) -> None:
+        """All that a dead worker left behind is taken in; then its owner learns of it."""
+        if worker.ticket not in self._known:
+            return
+        if not worker.mute:
+            self._hear(worker)
+        self._drain_log(worker, LOG_CHUNKS_AFTER_DEATH)
+        wait_status = self._launcher.read_exit(worker)
+        taken = worker.ticket in self._taken
+        self._forget(worker)
+        if taken:
+            self._owner.on_gone(worker, wait_status)
+        else:
+            self.refill()
+
+    def _forget(self, worker: WorkerProcess) -> None:
+        self._reactor.unwatch(worker.tube.fileno())
+        self._reactor.unwatch(worker.log.fileno())
+        if worker.pidfd is not None:
+            self._reactor.unwatch(worker.pidfd.fileno())
+        self._launcher.forget(worker)
+        del self._known[worker.ticket]
+        self._taken.discard(worker.ticket)
+        self._kill_wanted.discard(worker.ticket)
+        if worker in self._spares:
+            self._spares.remove(worker)
+        worker.close()

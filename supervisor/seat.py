@@ -1,0 +1,174 @@
+"""A device's place in the supervisor: its handle, and the worker that sits in it now, if any.
+
+What is known of a generation lives here and is forgotten when the next one sits down: whether it was
+assigned, is ready, was asked to stop, what its last words were. What outlasts a generation is the handle
+(journal, requests) and how the last process ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from dataclasses import dataclass, field
+
+import msgspec
+
+from supervisor.config import DeviceConfig
+from supervisor.launch.launcher import WorkerProcess
+from supervisor.messages_pb2 import Assign, Failed
+from supervisor.policy.actions import Record
+from supervisor.policy.events import ExitKind, ExitReason
+from supervisor.reactor import Timer
+from supervisor.remote import RemoteHandle
+
+__all__ = ["DeviceCrashed", "InputGivenUp", "LogTail", "Seat", "exit_reason"]
+
+LOG_LINES_KEPT = 50  # what a crash report shows: a dump of faulthandler's with its stack
+LOG_LINE_BYTES = 8192  # a longer line is cut: a device that never ends its line fills no memory
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCrashed(Record):
+    """A worker's last words and its last log lines; the death itself is ``DeviceDied``."""
+
+    name: str
+    generation: int
+    exception: str
+    traceback: str
+    log: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InputGivenUp(Record):
+    """An input that kept killing or blocking its workers was dropped."""
+
+    name: str
+    why: str
+
+
+class LogTail:
+    """Turns what a worker prints into lines with levels, and keeps the last ones."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=LOG_LINES_KEPT)
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[tuple[int, str]]:
+        """Takes bytes; returns the lines that they complete, as (level, text)."""
+        raw = (self._rest + data).split(b"\n")
+        self._rest = raw.pop()[-LOG_LINE_BYTES:]
+        lines = [_level_of(line[:LOG_LINE_BYTES].decode(errors="replace")) for line in raw]
+        self.lines.extend(text for _level, text in lines)
+        return lines
+
+    def clear(self) -> None:
+        """Forgets everything: another process speaks from now on."""
+        self.lines.clear()
+        self._rest = b""
+
+
+@dataclass(eq=False, slots=True)
+class Seat:
+    """One device's place. ``uncharged``: a chaos monkey has announced the next death."""
+
+    config: DeviceConfig
+    handle: RemoteHandle
+    worker: WorkerProcess | None = None
+    generation: int = 0
+    assigned: bool = False
+    ready: bool = False
+    stop_wanted: bool = False
+    uncharged: bool = False
+    refused: bool = False
+    start_fresh: bool = False
+    restarts: int = 0
+    last_exit: str = ""
+    last_words: Failed | None = None
+    log: LogTail = field(default_factory=LogTail)
+    heartbeat: tuple[int, int] = (0, 0)  # the counter, and when it was seen to move (host ns)
+    watch_timer: Timer | None = None
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return self.config.name
+
+    def prepare(self, generation: int) -> None:
+        """A new generation is on its way: what was known of the last one is forgotten."""
+        self.generation = generation
+        self.assigned = self.ready = self.stop_wanted = False
+        self.uncharged = self.refused = False
+        self.last_words = None
+        self.log.clear()
+        self.handle.revive()
+
+    def leave(self) -> None:
+        """The worker is gone."""
+        self.worker = None
+        self.assigned = self.ready = False
+        if self.watch_timer is not None:
+            self.watch_timer.cancel()
+
+    def assignment(self, now_ns: int) -> Assign:
+        """What makes a worker this device; ``now_ns`` is guest time."""
+        config = self.config
+        assign = Assign(
+            name=config.name,
+            device_class=config.device_class,
+            options_msgpack=msgspec.msgpack.encode(config.options),
+            restart_count=self.generation - 1,
+            last_exit=self.last_exit,
+            heartbeat_every_ns=config.child.heartbeat.every_ns if config.child.heartbeat else 0,
+            start_fresh=self.start_fresh,
+            working_directory=os.getcwd(),
+            environment=dict(config.env),
+            log_level=logging.getLogger(f"tubevisor.device.{config.name}").getEffectiveLevel(),
+            now_ns=now_ns,
+            umask=_umask(),
+        )
+        if config.limits.open_files is not None:
+            assign.limits.open_files = config.limits.open_files
+        if config.limits.data_bytes is not None:
+            assign.limits.data_bytes = config.limits.data_bytes
+        return assign
+
+    def crash_report(self, ended: ExitReason, at_ns: int) -> DeviceCrashed | None:
+        """The report of a death that nobody wanted; ``None`` for any other."""
+        words = self.last_words
+        if words is None and (self.stop_wanted or self.uncharged or ended.clean(self.config.child)):
+            return None
+        return DeviceCrashed(
+            self.name,
+            self.generation,
+            words.exception if words else str(ended),
+            words.traceback if words else "",
+            tuple(self.log.lines),
+            at_ns=at_ns,
+        )
+
+
+def exit_reason(wait_status: int | None) -> ExitReason:
+    """A wait status (waitpid(2)) in the policy's words; ``None``: nobody knows."""
+    if wait_status is None:
+        return ExitReason(ExitKind.UNKNOWN)
+    code = os.waitstatus_to_exitcode(wait_status)
+    return ExitReason(ExitKind.EXITED, code) if code >= 0 else ExitReason(ExitKind.SIGNALED, -code)
+
+
+def _umask() -> int:
+    """The process's umask, read without changing it (umask(2) can only exchange it)."""
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
+def _level_of(line: str) -> tuple[int, str]:
+    """Splits ``<30>text`` into level and text; a line without a mark was printed."""
+    if line.startswith("<"):
+        mark, found, text = line[1:].partition(">")
+        if found and mark.isdigit():
+            return int(mark), text
+    return logging.INFO, line
