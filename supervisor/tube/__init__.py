@@ -4,12 +4,13 @@ The one door of this room. It owns: the packet format, everything that happens o
 knowledge of which process is at the other side. It knows nothing of devices, workers or policies.
 
 Layers, each importing only what stands before it: errors, packet, peer (pure); spawning, descriptor, process,
-scm, memfd, waiting, notifiers (system calls); parcel, handover, intake, end (the shell under all Tubes); flush,
-face; codec_fds, proto, tube, codec; pipe, broker. The theory of ``target_pid`` is in ``peer``. Pages: unix(7),
-cmsg(3), epoll(7), memfd_create(2), pidfd_open(2).
+scm, memfd, waiting, notifiers (system calls); parcel, handover, intake, end (the shell under all Tubes);
+flush, face; codec_fds, proto, tube, codec; pipe, broker. The theory of ``target_pid`` is in ``peer``. Pages:
+unix(7), cmsg(3), epoll(7), memfd_create(2), pidfd_open(2).
 
-Of what this imports, the standard library's dataclasses and typing cost the most. msgspec comes with the first
-typed message, protobuf with the first message type; asyncio, multiprocess and logging do not come at all.
+Of what this imports, the standard library's dataclasses and typing cost the most. msgspec comes with the
+first typed message, protobuf with the first message type; asyncio, multiprocess and logging do not come at
+all.
 """
 
 from __future__ import annotations
