@@ -1,0 +1,99 @@
+"""A microcontroller board: a Cortex-M0 whose peripherals are the supervisor's devices.
+
+The loop, which is what a machine owes its devices:
+
+1. guest time catches up with the host, at most up to the next alarm (:mod:`machines.guest_time`);
+2. ``dispatch`` delivers that alarm, carries outputs to their sinks, and lets the supervisor see to its
+   processes;
+3. interrupt levels are polled and the most urgent exception is entered;
+4. the CPU runs a slice, or, if it sleeps, the board waits in ``dispatch`` for the next alarm or input.
+
+Guest time stands still during a slice. Register accesses go straight to the devices' handles; the board
+knows no device by its kind, only its ``mmio`` window and interrupt line from the configuration.
+"""
+
+from __future__ import annotations
+
+import time
+
+from machines.console import Console
+from machines.cortex_m import CortexM, Stop
+from machines.guest_time import GuestClock
+from supervisor import Supervisor
+from supervisor.handle import DeviceHandle
+
+__all__ = ["Board"]
+
+SLICE_INSTRUCTIONS = (
+    20_000  # 85 µs of plain code, a few ms where every third instruction is a register access
+)
+SLEEP_MAX_NS = 1_000_000_000  # WFI may end for no reason; so a slice that ends just behind one does no harm
+
+
+class Board:
+    """Wires devices and core together; ``run`` returns the exit code once the console has ended."""
+
+    def __init__(
+        self, supervisor: Supervisor, console: Console, *, slice_instructions: int = SLICE_INSTRUCTIONS
+    ) -> None:
+        self._sup = supervisor
+        self._console = console
+        self._slice_instructions = slice_instructions
+        self.clock = GuestClock(time.monotonic_ns)
+        supervisor.clock = self.clock.now
+        self.core = CortexM(self.clock.now)
+        self._lines: list[tuple[int, DeviceHandle]] = []
+        for handle in supervisor.devices.values():
+            if handle.mmio is None:
+                continue
+            self.core.map_device(handle.mmio.base, handle.mmio.size, handle.read, handle.write)
+            if handle.mmio.irq is not None:
+                self._lines.append((1 << handle.mmio.irq, handle))
+
+    def run(self) -> int:
+        """Runs the guest from its reset vector. Raises what a device or a signal makes it raise."""
+        with self._console:
+            self.core.reset()
+            asleep = False
+            while not self._console.ended:
+                if asleep:
+                    self._sleep()
+                self._let_time_pass(asleep=asleep)
+                core = self.core
+                nvic = core.nvic
+                nvic.sample(self._levels())
+                if nvic.pending:
+                    core.take_exception()
+                if asleep and not nvic.active and not nvic.wakes:
+                    continue
+                asleep = core.run_slice(self._slice_instructions) is Stop.SLEEPS
+                if core.nvic.reset_requested:
+                    core.reset()
+                self.after_slice()
+        return 0
+
+    def after_slice(self) -> None:
+        """For boards that have to tidy up after the guest's stores."""
+
+    def _let_time_pass(self, *, asleep: bool) -> None:
+        nvic = self.core.nvic
+        systick_ns = nvic.systick.next_ns()
+        self.clock.advance(min(self._sup.next_alarm_ns(), systick_ns), asleep=asleep)
+        if nvic.systick.advance(self.clock.now_ns):
+            nvic.pend_systick()
+        self._sup.dispatch(0)
+        self._console.type_ahead()
+
+    def _levels(self) -> int:
+        levels = 0
+        for mask, handle in self._lines:
+            if handle.irq_levels:
+                levels |= mask
+        return levels
+
+    def _sleep(self) -> None:
+        """The guest waits for an interrupt: so does the board, unless one is there already."""
+        alarm_ns = min(self._sup.next_alarm_ns(), self.core.nvic.systick.next_ns())
+        wait_ns = min(alarm_ns - self.clock.now_ns, SLEEP_MAX_NS)
+        if wait_ns > 0 and not self._levels():
+            self._sup.dispatch(wait_ns / 1e9)

@@ -1,0 +1,114 @@
+"""The BBC micro:bit (version 1): a Nordic nRF51822 that runs unmodified MicroPython firmware.
+
+The machine owns the CPU, the 256 KiB of flash, the 16 KiB of RAM and the UICR; everything else on the board
+is a device of the configuration (``config/microbit.yaml``). Memory map: nRF51 Series Reference Manual,
+chapter "Memory".
+
+Flash is written in two ways. An erase comes as an order from the NVMC, which cannot reach the flash itself;
+the machine carries it out and reports it done. Programming is an ordinary store of the guest: the flash is
+write-protected, the first store to it opens a window until the end of the slice if NVMC's CONFIG.WEN says so,
+and what was stored is then combined with what was there, since programming can only clear bits.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, TextIO
+
+import unicorn
+
+from machines.board import Board
+from machines.console import Console
+from machines.hexfile import load_hex
+from supervisor import Supervisor
+from supervisor.errors import LocalError
+
+__all__ = ["Microbit"]
+
+FLASH_BASE, FLASH_BYTES = 0x0000_0000, 256 * 1024
+RAM_BASE, RAM_BYTES = 0x2000_0000, 16 * 1024
+UICR_BASE, UICR_BYTES = 0x1000_1000, 0x1000
+ROM_TABLE_BASE, ROM_TABLE_BYTES = 0xF000_0000, 0x1000  # firmware reads the chip's revision there
+ERASED = b"\xff"
+NVMC_CONFIG, CONFIG_WRITE = 0x504, 1
+ERASE_ORDER = struct.Struct("<II")  # address, bytes: what the NVMC emits
+ERASE_DONE = b"\1"
+
+
+class Microbit(Board):
+    """Options: ``firmware``, an Intel HEX file; ``serial`` and ``flash_controller``, names of devices."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        *,
+        firmware: str,
+        serial: str = "uart0",
+        flash_controller: str = "nvmc",
+        stdin: Any = None,
+        stdout: TextIO | None = None,
+    ) -> None:
+        image = load_hex(find_firmware(firmware, supervisor.config.source))
+        console = Console(supervisor, supervisor[serial], stdin=stdin, stdout=stdout)
+        super().__init__(supervisor, console)
+        core = self.core
+        core.map_memory(FLASH_BASE, FLASH_BYTES, ERASED)
+        core.map_memory(RAM_BASE, RAM_BYTES)
+        core.map_memory(UICR_BASE, UICR_BYTES, ERASED)
+        core.map_memory(ROM_TABLE_BASE, ROM_TABLE_BYTES)
+        for address, data in image:
+            core.load(address, data)
+        self._nvmc = supervisor[flash_controller]
+        self._nvmc.on_output(self._erase)
+        self._before_programming: bytes | None = None
+        self._protect(True)
+        core.uc.hook_add(unicorn.UC_HOOK_MEM_WRITE_PROT, self._on_flash_store)
+
+    def _erase(self, orders: bytes) -> None:
+        """The NVMC's orders; it is told when they are carried out."""
+        for address, size in ERASE_ORDER.iter_unpack(orders):
+            self.core.load(address, ERASED * size)
+            self._nvmc.send(ERASE_DONE)
+
+    def _protect(self, protected: bool) -> None:
+        rights = unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC
+        self.core.uc.mem_protect(
+            FLASH_BASE, FLASH_BYTES, rights if protected else rights | unicorn.UC_PROT_WRITE
+        )
+
+    def _on_flash_store(self, uc: Any, _kind: int, address: int, size: int, _value: int, _data: Any) -> bool:
+        """The guest stores to protected memory; false makes that its end."""
+        if not FLASH_BASE <= address < FLASH_BASE + FLASH_BYTES:
+            return False
+        self._before_programming = bytes(uc.mem_read(FLASH_BASE, FLASH_BYTES))
+        self._protect(False)
+        return True
+
+    def after_slice(self) -> None:
+        """Closes the window for programming: bits can only have been cleared, and only if allowed."""
+        before = self._before_programming
+        if before is None:
+            return
+        self._before_programming = None
+        after = bytes(self.core.uc.mem_read(FLASH_BASE, FLASH_BYTES))
+        merged = int.from_bytes(before, "little") & int.from_bytes(after, "little")
+        result = merged.to_bytes(FLASH_BYTES, "little")
+        if result != after:
+            self.core.load(FLASH_BASE, result)
+        self._protect(True)
+
+
+def find_firmware(firmware: str, source: str) -> Path:
+    """The firmware file: as seen from the working directory, else from the folder above the configuration's.
+
+    Raises :class:`LocalError` that says how to get it.
+    """
+    here = Path(firmware)
+    beside = Path(source).resolve().parent.parent / firmware
+    for path in (here, beside):
+        if path.is_file():
+            return path
+    raise LocalError(
+        f"there is no firmware {firmware!r}, neither here nor at {beside}; `make firmware` gets it"
+    )
