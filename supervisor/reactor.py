@@ -128,7 +128,8 @@ class Reactor:
 
     def poll(self, timeout_ns: int | None) -> None:
         """One round: waits at most ``timeout_ns`` (``None``: until something happens), then works it off."""
-        self.step()
+        if self.step():
+            timeout_ns = 0  # something has happened, which is what the caller waits for
         own = self.timeout_ns()
         if own is not None and (timeout_ns is None or own < timeout_ns):
             timeout_ns = own
@@ -141,10 +142,10 @@ class Reactor:
         self.step()
         self._judge_deadlines()
 
-    def step(self) -> None:
-        """Works off queued events without looking at any descriptor."""
-        if self._running:
-            return  # an executor's doing: the loop below goes on with what it queued
+    def step(self) -> bool:
+        """Works off queued events without looking at any descriptor; true if there were any."""
+        if self._running or not self._events:
+            return False  # an executor's doing: the loop below goes on with what it queued
         self._running = True
         try:
             while self._events:
@@ -154,6 +155,7 @@ class Reactor:
                     self._act(action)
         finally:
             self._running = False
+        return True
 
     def _judge_deadlines(self) -> None:
         now_ns = time.monotonic_ns()

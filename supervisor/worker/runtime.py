@@ -25,7 +25,7 @@ from supervisor.device import NO_ALARM
 from supervisor.errors import LocalError
 from supervisor.memory.fence import FENCE
 from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
-from supervisor.tube import UnknownProcess
+from supervisor.tube import Tube, UnknownProcess
 from supervisor.worker import journal as layout
 from supervisor.worker.journal import Commit, Journal
 from supervisor.worker.records import Input, InputKind
@@ -369,7 +369,7 @@ class Runtime:
             case "journal_grown":
                 self._swap_journal(Journal.attach(descriptors[0].fileno()))
             case "connected":
-                end = descriptors[0] if descriptors else None
+                end = Tube(descriptors[0]) if descriptors else None
                 self._connected[message.connected.peer] = (end, message.connected.error)
             case "duplicated":
                 self._duplicated[message.duplicated.request] = message.duplicated.error

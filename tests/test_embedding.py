@@ -1,0 +1,157 @@
+"""The supervisor in somebody else's program: select loop, asyncio, blocking; and what it must not do."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import signal
+import struct
+import threading
+import time
+
+import pytest
+
+from supervisor.aio import AsyncDevice
+from supervisor.config import Config
+from supervisor.errors import DeviceGone
+from supervisor.host import Supervisor
+from supervisor.policy.actions import DeviceRestarted, OutcomeKind, SupervisorReady
+from tests.chaos import COUNTING, board, census
+
+
+@pytest.mark.parametrize("in_process", [False, True])
+def test_given_either_mode_a_device_behaves_the_same(in_process: bool) -> None:
+    """One contract for a device in a worker and one in this process."""
+    config = board(COUNTING, supervisor=f"in_process: {'true' if in_process else 'false'}")
+    with census(), Supervisor(config) as sup:
+        counter = sup["counter"]
+        now = [1_000]
+        sup.clock = lambda: now[0]
+        seen: list[int] = []
+        edges: list[tuple[int, bool]] = []
+        counter.on_output(lambda data: seen.append(struct.unpack("<I", data)[0]))
+        counter.on_irq(lambda line, raised: edges.append((line, raised)))
+        assert counter.read(0x04, 4) == 1
+        assert counter.read(0x04, 1) == 2
+        counter.write(0x08, 4, 3)
+        counter.write(0x0C, 4, 1)
+        counter.write(0x10, 4, 1)
+        assert counter.read(0x00, 4) == 7
+        assert counter.read(0x00, 2) == 7
+        assert counter.call_bytes(b"ab") == struct.pack("<I", 8) + b"ab"
+        counter.send(b"four")
+        counter.flush()
+        assert counter.read(0x00, 4) == 12
+        counter.write(0x14, 4, 1)
+        assert counter.irq_levels == 1 << 3
+        counter.write(0x14, 4, 0)
+        assert counter.irq_levels == 0
+        assert (seen, edges) == ([], [])
+        sup.dispatch(0)
+        assert (seen, edges) == ([6], [(3, True), (3, False)])
+        assert counter.read(0xF0, 4) == 0
+
+
+def test_given_select_loop_fileno_and_next_timeout_are_all_it_needs() -> None:
+    """A program's own loop watches one descriptor and one timeout; a killed device comes back."""
+    with census(), Supervisor(board(COUNTING)) as sup:
+        restarted: list[DeviceRestarted] = []
+        sup.on_event(lambda event: restarted.append(event) if isinstance(event, DeviceRestarted) else None)
+        assert sup.kill("counter")
+        while not restarted:
+            timeout = sup.next_timeout()
+            select.select([sup.fileno()], [], [], 10 if timeout is None else timeout)
+            sup.dispatch()
+        assert restarted[0].restarts == 1
+        assert restarted[0].outage_ns > 0
+
+
+def test_given_asyncio_devices_are_awaited_while_other_tasks_run() -> None:
+    """Under asyncio requests are awaitable, also across a kill, and run() watches over the devices."""
+
+    async def main(config: Config) -> None:
+        with Supervisor(config) as sup:
+            watch = asyncio.create_task(sup.run())
+            counter = AsyncDevice(sup["counter"])
+            assert await counter.read(0x04, 4) == 1
+            sup.kill("counter", charged=False)
+            values = await asyncio.gather(*(counter.read(0x04, 4) for _ in range(10)))
+            assert values == list(range(2, 12))
+            await counter.write(0x08, 4, 5)
+            assert await counter.call_bytes(b"") == struct.pack("<I", 17)
+            sup.stop_device("counter")
+            with pytest.raises(DeviceGone):
+                await asyncio.gather(*(counter.read(0x04, 4) for _ in range(10_000)))
+            watch.cancel()
+
+    with census():
+        asyncio.run(asyncio.wait_for(main(board(COUNTING)), 30))
+
+
+def test_given_blocking_program_run_returns_when_it_is_over() -> None:
+    """run() blocks until the budget is spent."""
+    config = board(
+        COUNTING + ", restart: temporary, significant: true", supervisor="auto_shutdown: any_significant"
+    )
+    with census(), Supervisor(config) as sup:
+        assert sup.kill("counter")
+        outcome = sup.run()
+        assert outcome.kind is OutcomeKind.AUTO_SHUTDOWN
+
+
+def test_given_host_it_gets_no_threads_handlers_or_children_reaped() -> None:
+    """A polite guest: signal handlers, threads, environment and other children stay as they were."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    threads = threading.active_count()
+    import subprocess
+
+    with subprocess.Popen(["sleep", "0"]) as child, census():
+        with Supervisor(board(COUNTING)) as sup:
+            assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before
+            assert threading.active_count() == threads
+            sup.kill("counter")
+            assert sup["counter"].read(0x04, 4) == 1
+        assert child.wait(10) == 0, "somebody else reaped our child"
+
+
+def test_given_alarms_dispatch_delivers_them_in_guest_time() -> None:
+    """With the default clock an alarm is part of next_timeout and fires from dispatch."""
+    device = 'name: timer, device: "tests.devices.alarming:Alarming"'
+    with census(), Supervisor(board(device)) as sup:
+        timer = sup["timer"]
+        timer.write(0, 4, 30)
+        began = time.monotonic()
+        timeout = sup.next_timeout()
+        assert timeout is not None
+        assert 0 < timeout <= 0.03
+        while not timer.irq_levels:
+            sup.dispatch(1)
+        assert time.monotonic() - began >= 0.02
+        assert timer.read(4, 4) == 1
+
+
+def test_given_alarm_pending_kill_does_not_lose_or_double_it() -> None:
+    """Alarms are state: the successor fires them, once."""
+    device = 'name: timer, device: "tests.devices.alarming:Alarming", backoff: {max: 0s}'
+    with census(), Supervisor(board(device)) as sup:
+        timer = sup["timer"]
+        now = [0]
+        sup.clock = lambda: now[0]
+        timer.write(0, 4, 30)
+        for _ in range(5):
+            sup.kill("timer", charged=False)
+            sup.dispatch(0)
+        now[0] = 30_000_000
+        sup.dispatch(0)
+        assert timer.read(4, 4) == 1
+        sup.kill("timer", charged=False)
+        sup.dispatch(0)
+        assert timer.read(4, 4) == 1
+
+
+def test_given_start_events_tell_the_story_once() -> None:
+    """events() never blocks and returns what has happened since."""
+    with census(), Supervisor(board(COUNTING)) as sup:
+        first = list(sup.events())
+        assert isinstance(first[-1], SupervisorReady)
+        assert list(sup.events()) == []
