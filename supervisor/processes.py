@@ -21,6 +21,7 @@ from supervisor.launch.launcher import Exited, Forked, ForkFailed, Launcher, Wor
 from supervisor.messages_pb2 import WorkerMessage
 from supervisor.reactor import Reactor
 from supervisor.tube import Descriptor, Disconnected, TubeError, TubeTimeout
+from supervisor.tube.process import process_of_pidfd
 from supervisor.worker.entry import PROTOCOL_VERSION
 
 __all__ = ["BrokenContract", "Owner", "Processes"]
@@ -192,6 +193,7 @@ class Processes:
             raise BrokenContract(f"it speaks version {hello.protocol_version}, we {PROTOCOL_VERSION}")
         if worker.hello or hello.ticket != worker.ticket or (worker.pid and pid not in (worker.pid, None)):
             raise BrokenContract(f"Hello with ticket {hello.ticket} from pid {pid}")
+        _check_pidfd(descriptors, pid)
         worker.hello = True
         if worker.ticket in self._taken:
             self._owner.on_hello(worker)
@@ -263,3 +265,16 @@ class Processes:
         if worker in self._spares:
             self._spares.remove(worker)
         worker.close()
+
+
+def _check_pidfd(descriptors: list[Descriptor], pid: int | None) -> None:
+    """A Hello carries one pidfd, and it is that of the process that the kernel says has sent it."""
+    if len(descriptors) != 1:
+        raise BrokenContract(f"Hello with {len(descriptors)} descriptors, not its own pidfd")
+    with descriptors[0] as pidfd:
+        try:
+            named = process_of_pidfd(pidfd.fileno()).pid
+        except OSError as error:
+            raise BrokenContract("Hello with a descriptor that is no pidfd") from error
+        if pid and named not in (0, pid):  # 0: it is dead already
+            raise BrokenContract(f"Hello from {pid} with the pidfd of {named}")

@@ -47,6 +47,8 @@ class Port:
     """Says that the worker is stuck and is to be killed; false if there is no process at all."""
     corrupt: Callable[[str, JournalCorrupt], None]
     """Says that what the worker wrote into the journal cannot be."""
+    call_at: Callable[[int, Callable[[], None]], object]
+    """Calls back at a host time (ns)."""
     clock: Clock
 
 
@@ -73,7 +75,7 @@ class RemoteHandle(DeviceHandle):
         self._blame: dict[int, int] = {}
         self._payloads: dict[int, bytes] = {}
         self._overdue: int | None = None
-        self._progress = (0, 0)  # PUBLISHED when last looked at, and when it last moved
+        self._watching_outstanding = False
         self._gone: DeviceGone | None = None
         self._map = RegisterMap((), 0)
         self._set_tables()
@@ -321,10 +323,12 @@ class RemoteHandle(DeviceHandle):
 
     @property
     def has_outputs(self) -> bool:
+        self._watch_outstanding()
         self.collect()
         return super().has_outputs
 
     def deliver_outputs(self) -> bool:
+        self._watch_outstanding()
         self.collect()
         return super().deliver_outputs()
 
@@ -364,15 +368,23 @@ class RemoteHandle(DeviceHandle):
             for number in [number for number in self._payloads if number < published]:
                 del self._payloads[number]
 
-    def stuck_since_ns(self, now_ns: int) -> int | None:
-        """Since when nothing has moved although something is outstanding (host ns); ``None``: all is well."""
+    def _watch_outstanding(self) -> None:
+        """Sees to it that a posted write on which the worker hangs is noticed though nobody waits."""
         published = self._words[layout.PUBLISHED]
-        if published == self._submitted:
-            self._progress = (published, NEVER)
-            return None
-        if self._progress[0] != published or self._progress[1] == NEVER:
-            self._progress = (published, now_ns)
-        return self._progress[1]
+        if published == self._submitted or self._watching_outstanding or self._gone is not None:
+            return
+        self._watching_outstanding = True
+        at_ns = time.monotonic_ns() + self._request_timeout_ns
+        self._port.call_at(at_ns, lambda: self._judge_outstanding(published))
+
+    def _judge_outstanding(self, published_then: int) -> None:
+        self._watching_outstanding = False
+        published = self._words[layout.PUBLISHED]
+        if published == published_then and published != self._submitted and self._overdue is None:
+            self._overdue = -1
+            if not self._port.overdue(self.name):
+                self._overdue = None  # no worker to be stuck: the policy has it waiting
+        self._watch_outstanding()
 
     @property
     def register_capacity(self) -> int:

@@ -87,6 +87,7 @@ class Seat:
     last_words: Failed | None = None
     log: LogTail = field(default_factory=LogTail)
     heartbeat: tuple[int, int] = (0, 0)  # the counter, and when it was seen to move (host ns)
+    look_due_ns: int = 0
     watch_timer: Timer | None = None
 
     @property

@@ -68,6 +68,7 @@ class Workers:
             tell_payload=self._tell_payload,
             overdue=self._overdue,
             corrupt=self._corrupt,
+            call_at=reactor.call_at,
             clock=lambda: self._clock(),
         )
         for device in config.devices:
@@ -346,8 +347,8 @@ class Workers:
             seat.watch_timer.cancel()
         heartbeat = seat.config.child.heartbeat
         if heartbeat is not None:
-            at_ns = time.monotonic_ns() + heartbeat.every_ns
-            seat.watch_timer = self._reactor.call_at(at_ns, lambda: self._look_after(seat))
+            seat.look_due_ns = time.monotonic_ns() + heartbeat.every_ns
+            seat.watch_timer = self._reactor.call_at(seat.look_due_ns, lambda: self._look_after(seat))
 
     def _look_after(self, seat: Seat) -> None:
         heartbeat = seat.config.child.heartbeat
@@ -355,8 +356,9 @@ class Workers:
             return
         now_ns = time.monotonic_ns()
         beats = seat.handle.heartbeat
-        if beats != seat.heartbeat[0]:
-            seat.heartbeat = (beats, now_ns)
+        late_ns = now_ns - seat.look_due_ns
+        if beats != seat.heartbeat[0] or late_ns > heartbeat.every_ns:
+            seat.heartbeat = (beats, now_ns)  # who looks late was stopped itself, and proves nothing
         elif now_ns - seat.heartbeat[1] >= heartbeat.timeout_ns:
             self._reactor.post(Silent(seat.name, seat.generation))
             return

@@ -115,6 +115,19 @@ def test_given_hanging_posted_write_next_read_gets_the_true_value() -> None:
         assert len(_records(sup, InputGivenUp)) == 1
 
 
+def test_given_hanging_posted_write_and_nobody_waiting_it_is_noticed() -> None:
+    """A dispatching loop alone finds the hang, and what was posted behind it takes effect."""
+    with census(), Supervisor(board(FAULTY + ", request_timeout: 200ms")) as sup:
+        device = sup["faulty"]
+        device.write(0x118, 4, 1)
+        device.write(0x14, 4, 1)
+        edges: list[tuple[int, bool]] = []
+        device.on_irq(lambda line, raised: edges.append((line, raised)))
+        while not edges:
+            sup.dispatch(1)
+        assert edges == [(3, True)]
+
+
 def test_given_mute_worker_it_is_killed_and_replaced() -> None:
     """A worker that closes its Tube but lives is of no use: its device is soon served by another."""
     with census(), Supervisor(board(FAULTY)) as sup:
@@ -274,6 +287,14 @@ def test_given_zygote_killed_devices_come_back_without_a_second_copy() -> None:
         assert sup["asked"].call_bytes(b"pid")
         for pid in old:
             assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_given_zygote_that_cannot_start_the_start_fails_with_its_reason() -> None:
+    """A preloaded module that ends the process ends the start, not the patience of the user."""
+    with census():
+        sup = Supervisor(board(COUNTING, supervisor="preload: [tests.devices.deadly], intensity: 3"))
+        with pytest.raises(StartFailed, match="the zygote ended with exit code 9 before it was ready"), sup:
+            pass
 
 
 def test_given_stop_device_requests_raise_gone_until_it_is_started_again() -> None:

@@ -92,7 +92,7 @@ LaunchReport = Forked | ForkFailed | Exited
 
 
 class Launcher:
-    """Owns the zygote. ``fileno()`` is readable when there are reports; it may change with ``restarts``."""
+    """Owns the zygote. ``fileno()`` is readable when there are reports; each new zygote brings a new one."""
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
         self._preload = tuple(preload)
@@ -102,7 +102,7 @@ class Launcher:
         self._alive: dict[int, WorkerProcess] = {}
         self._process: Any = None
         self._tube: ProtoTube | None = None
-        self.restarts = 0
+        self._ready = False
 
     @property
     def running(self) -> bool:
@@ -138,7 +138,7 @@ class Launcher:
             raise
         finally:
             theirs.close()
-        self._process, self._tube = process, ours
+        self._process, self._tube, self._ready = process, ours, False
 
     def fork(self) -> WorkerProcess:
         """Orders a worker; :class:`Forked` or :class:`ForkFailed` follows. Starts a zygote if there is none.
@@ -169,7 +169,7 @@ class Launcher:
             except TubeTimeout:
                 break
             except Disconnected:
-                self._lose_zygote()
+                found += self._lose_zygote()
                 break
             found += self._judge(received.message, received.descriptors)
         self._send_orders()
@@ -229,6 +229,7 @@ class Launcher:
     def _judge(self, report: ZygoteReport, descriptors: list[Descriptor]) -> list[LaunchReport]:
         match report.WhichOneof("report"):
             case "ready":
+                self._ready = True
                 if report.ready.protocol_version != PROTOCOL_VERSION:
                     raise PeerError(
                         f"the zygote speaks version {report.ready.protocol_version}, we {PROTOCOL_VERSION}"
@@ -253,19 +254,33 @@ class Launcher:
             descriptor.close()
         return []
 
-    def _lose_zygote(self) -> None:
-        """The zygote is gone: its workers are dying; what it never reported is known by its Tube's end."""
+    def _lose_zygote(self) -> list[LaunchReport]:
+        """The zygote is gone: its workers are dying; what it never reported is known by its Tube's end.
+
+        One that never got ready will not do better next time: nothing was forked, and all orders fail.
+        """
         assert self._tube is not None  # noqa: S101 - the caller read from it
         self._tube.close()
         self._tube = None
         self._process.join()
+        exitcode = self._process.exitcode
         self._process.close()
         self._process = None
-        self.restarts += 1
-        for worker in self._ordered.values():
-            worker.lost = True
-        self._ordered.clear()
         self._alive.clear()
+        failed: list[LaunchReport] = []
+        if not self._ready:
+            why = f"the zygote ended with exit code {exitcode} before it was ready"
+            for worker, ends in self._waiting:
+                for end in ends:
+                    end.close()
+                failed.append(ForkFailed(worker, why))
+            failed += [ForkFailed(worker, why) for worker in self._ordered.values()]
+            self._waiting.clear()
+        else:
+            for worker in self._ordered.values():
+                worker.lost = True
+        self._ordered.clear()
+        return failed
 
 
 @dataclass(slots=True)
