@@ -24,7 +24,8 @@ async def run_under_asyncio(supervisor: Supervisor) -> Outcome:
     """Dispatches until the supervisor has ended; cancelling it leaves the devices running."""
     loop = asyncio.get_running_loop()
     awake = asyncio.Event()
-    loop.add_reader(supervisor.fileno(), awake.set)
+    fd = supervisor.fileno()  # the supervisor may be closed before this task learns of its end
+    loop.add_reader(fd, awake.set)
     try:
         while supervisor.outcome is None:
             supervisor.dispatch(0)
@@ -36,7 +37,7 @@ async def run_under_asyncio(supervisor: Supervisor) -> Outcome:
             except TimeoutError:
                 pass
     finally:
-        loop.remove_reader(supervisor.fileno())
+        loop.remove_reader(fd)
     return supervisor.outcome
 
 
