@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from supervisor.messages_pb2 import Fork, ZygoteReport
 from supervisor.tube import Disconnected, ProtoTube, TubeTimeout
-from supervisor.worker.entry import PROTOCOL_VERSION, run_worker
+from supervisor.worker.entry import PROTOCOL_VERSION, rehearse, run_worker
 
 __all__ = ["zygote_main"]
 
@@ -85,6 +85,7 @@ class _Zygote:
         pid, ticket = self._children.pop(pidfd)
         self._epoll.unregister(pidfd)
         os.close(pidfd)
+        _kill_family(pid)
         _pid, status = os.waitpid(pid, 0)
         report = ZygoteReport()
         report.exited.ticket = ticket
@@ -97,7 +98,15 @@ class _Zygote:
         for pidfd, (pid, _ticket) in self._children.items():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            _kill_family(pid)
             os.waitpid(pid, 0)
+
+
+def _kill_family(pid: int) -> None:
+    """Kills what a worker has forked, by its process group. Before the worker is reaped: until then its
+    number, and so the group's, cannot belong to anybody else."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def zygote_main(tube_fd: int, supervisor_pid: int, preload: Sequence[str]) -> None:
@@ -113,7 +122,9 @@ def zygote_main(tube_fd: int, supervisor_pid: int, preload: Sequence[str]) -> No
         return
     for name in preload:
         try:
-            importlib.import_module(name)
+            module = importlib.import_module(name)
+            if hasattr(module, "DEVICE"):
+                rehearse(module.DEVICE)
         except Exception as error:  # noqa: BLE001 - the worker that needs it will say so, with its name
             print(f"preload of {name}: {error!r}", file=sys.stderr)  # noqa: T201 - before any logging
     gc.collect()

@@ -9,6 +9,7 @@ device's own snapshot.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
@@ -58,7 +59,7 @@ def build_options(device_class: type[Device], options: Mapping[str, Any]) -> Any
         if options:
             raise LocalError(f"{title} takes no options; got {', '.join(sorted(options))}")
         return None
-    known = [field.encode_name for field in msgspec.inspect.type_info(schema).fields]  # type: ignore[attr-defined]
+    known = _option_names(schema)
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise LocalError(f"{title} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
@@ -66,6 +67,11 @@ def build_options(device_class: type[Device], options: Mapping[str, Any]) -> Any
         return msgspec.convert(dict(options), schema)
     except msgspec.ValidationError as error:
         raise LocalError(f"{title}: {error}") from error
+
+
+@functools.cache
+def _option_names(schema: type) -> list[str]:
+    return [field.encode_name for field in msgspec.inspect.type_info(schema).fields]  # type: ignore[attr-defined]
 
 
 class Session:
