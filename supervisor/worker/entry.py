@@ -222,7 +222,7 @@ def rehearse(device_class: type[Device]) -> None:
 
 
 @functools.cache
-def _describe(device_class: type[Device]) -> Ready:
+def _describe(device_class: type[Any]) -> Ready:
     schema = {} if device_class.Options is None else msgspec.json.schema(device_class.Options)
     return Ready(
         register_map_msgpack=msgspec.msgpack.encode(device_class.sheet.map()),
