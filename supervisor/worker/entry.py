@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
-import functools
 import importlib
 import json
 import logging
@@ -42,6 +41,7 @@ PR_SET_NAME = 15
 FIRST_FREE_FD = 4  # 0 to 2 are stdio, 3 is the Tube
 MAX_PASSED_FDS = 253  # what one packet can carry
 
+_descriptions: dict[type[Device], Ready] = {}  # filled in the zygote, by ``rehearse``
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -221,14 +221,17 @@ def rehearse(device_class: type[Device]) -> None:
         build_options(device_class, {})
 
 
-@functools.cache
-def _describe(device_class: type[Any]) -> Ready:
+def _describe(device_class: type[Device]) -> Ready:
+    known = _descriptions.get(device_class)
+    if known is not None:
+        return known
     schema = {} if device_class.Options is None else msgspec.json.schema(device_class.Options)
-    return Ready(
+    _descriptions[device_class] = known = Ready(
         register_map_msgpack=msgspec.msgpack.encode(device_class.sheet.map()),
         option_schema_json=json.dumps(schema).encode(),
         state_version=device_class.state_version,
     )
+    return known
 
 
 def _apply_surroundings(assign: Assign) -> None:
