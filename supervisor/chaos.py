@@ -12,10 +12,11 @@ up to the speed of the machine. It keeps count; so does :class:`Outages`, of wha
 from __future__ import annotations
 
 import random
+import re
 import signal
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ __all__ = ["ChaosRule", "DeviceToll", "Monkey", "Outages"]
 
 KEYS = ("kill", "every", "signal", "count", "jitter", "seed", "charge")
 EVERYONE = "*"
+_DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +65,18 @@ class ChaosRule:
             kill=fields["kill"],
             every_ns=_duration_ns(text, fields["every"]),
             signal=_signal(text, fields.get("signal", "KILL")),
-            count=_number(text, "count", fields["count"]) if "count" in fields else None,
+            count=_number(text, "count", fields["count"], least=1) if "count" in fields else None,
             jitter=_fraction(text, fields.get("jitter", "0")),
             seed=_number(text, "seed", fields["seed"]) if "seed" in fields else None,
             charge=_yes_or_no(text, fields.get("charge", "no")),
         )
+
+    def check(self, devices: Collection[str]) -> None:
+        """Raises :class:`LocalError` where none of ``devices`` is meant by this rule."""
+        if not devices:
+            raise LocalError("chaos rule: there are no devices to kill")
+        if self.kill != EVERYONE and self.kill not in devices:
+            raise LocalError(f"chaos rule: no device {self.kill!r}; there are {', '.join(devices)}")
 
 
 @dataclass(slots=True)
@@ -85,12 +94,10 @@ class Monkey:
         self._supervisor = supervisor
         self._running: list[_Running] = []
         self._timers: list[Any] = []
+        self._dying: dict[str, int] = {}  # whom SIGKILL has hit last, by device
         self.kills: Counter[str] = Counter()
         for rule in rules:
-            if rule.kill != EVERYONE and rule.kill not in supervisor.devices:
-                raise LocalError(
-                    f"chaos rule: no device {rule.kill!r}; there are {', '.join(supervisor.devices)}"
-                )
+            rule.check(supervisor.devices)
             seed = random.SystemRandom().randrange(2**32) if rule.seed is None else rule.seed
             self._running.append(_Running(rule, random.Random(seed), seed, rule.count))
 
@@ -121,13 +128,22 @@ class Monkey:
         names = list(self._supervisor.devices) if rule.kill == EVERYONE else [rule.kill]
         running.random.shuffle(names)
         for name in names:
-            if self._supervisor.kill(name, send_signal=rule.signal, charged=rule.charge) is not None:
+            if self._hit(name, rule):
                 self.kills[name] += 1
                 if running.left is not None:
                     running.left -= 1
                 break
         if running.left != 0:
             self._schedule(running)
+
+    def _hit(self, name: str, rule: ChaosRule) -> bool:
+        """True if a live process was hit: one that has had its SIGKILL and is still dying is none."""
+        pid = self._supervisor.kill(name, send_signal=rule.signal, charged=rule.charge)
+        if pid is None or (rule.signal == signal.SIGKILL and self._dying.get(name) == pid):
+            return False
+        if rule.signal == signal.SIGKILL:
+            self._dying[name] = pid
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,14 +200,17 @@ def _duration_ns(rule: str, text: str) -> int:
 def _signal(rule: str, text: str) -> int:
     name = text.upper().removeprefix("SIG")
     try:
-        return int(text) if text.isdigit() else int(signal.Signals[f"SIG{name}"])
-    except (KeyError, ValueError):
-        raise LocalError(f"chaos rule {rule!r}: no signal {text!r}; KILL, TERM, SEGV, STOP...") from None
+        number = int(text) if _DIGITS.fullmatch(text) else int(signal.Signals[f"SIG{name}"])
+    except KeyError:
+        number = 0
+    if number not in signal.valid_signals():
+        raise LocalError(f"chaos rule {rule!r}: no signal {text!r}; there are KILL, TERM, SEGV, STOP...")
+    return number
 
 
-def _number(rule: str, key: str, text: str) -> int:
-    if not text.isdigit():
-        raise LocalError(f"chaos rule {rule!r}: {key}={text}: a whole number is needed")
+def _number(rule: str, key: str, text: str, *, least: int = 0) -> int:
+    if not _DIGITS.fullmatch(text) or int(text) < least:
+        raise LocalError(f"chaos rule {rule!r}: {key}={text}: a whole number from {least} on is needed")
     return int(text)
 
 

@@ -2,7 +2,12 @@
 
 A signal is only noted by its handler and acted upon where the reactor takes in events, so an interrupt never
 lands in the middle of a hand-over: it comes out of ``dispatch`` (or of a request that waits), the ``with``
-block stops the devices in order, and nothing is left behind. While stopping, further signals are ignored.
+block stops the devices in order, and nothing is left behind. A second signal while they are being stopped
+ends them at once. A machine that has not come by for a while, because it computes or sleeps, is interrupted
+where it stands by the second signal.
+
+When the devices have ended, by give-up or auto_shutdown, so has the machine: it is told by the next
+``dispatch``.
 """
 
 from __future__ import annotations
@@ -11,16 +16,22 @@ import contextlib
 import importlib
 import io
 import json
+import logging
 import os
+import select
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import FrameType
 from typing import Any, TextIO
 
 from supervisor.chaos import ChaosRule, DeviceToll, Monkey, Outages
-from supervisor.config import Config
-from supervisor.errors import LocalError, StartFailed, TubevisorError
+from supervisor.config import Config, MachineConfig
+from supervisor.errors import DeviceGone, LocalError, StartFailed, TubevisorError
+from supervisor.exit_codes import ExitCode
 from supervisor.host import Supervisor
 from supervisor.policy.actions import (
     DeviceDied,
@@ -34,11 +45,9 @@ from supervisor.seat import DeviceCrashed, InputGivenUp
 
 __all__ = ["prove_board", "run_board"]
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_CONFIG = 3
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
+PATIENCE_S = 1.0  # a machine that dispatches at all does so every few ms
+
+_log = logging.getLogger("tubevisor")
 
 
 class Interrupted(BaseException):
@@ -49,44 +58,74 @@ class Interrupted(BaseException):
         self.number = number
 
 
+class _DevicesEnded(BaseException):
+    """The devices have ended under a running machine. Not an ``Exception`` for the same reason."""
+
+
+class _MachineFailed(TubevisorError):
+    """The machine's class is not there, or the machine raised something of its own: the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """How a run ended, and what chaos cost."""
+
+    code: int
+    toll: list[DeviceToll]
+
+
 def run_board(config: Config, *, rules: Sequence[str] = (), as_json: bool = False) -> int:
     """Runs a board until its machine ends, it gives up, or a signal comes; returns the exit code."""
+    if not config.devices and config.machine is None:
+        _say(f"{config.source} has neither devices nor a machine: there is nothing to run", as_json=as_json)
+        return ExitCode.USAGE
     try:
-        chaos = [ChaosRule.parse(rule) for rule in rules]
-        with _ReportedErrors(as_json) as errors:
-            errors.code, toll = _run_once(config, chaos, as_json=as_json, machine_options={})
-            if chaos:
-                _print_toll(toll, as_json=as_json)
+        chaos = _parse(rules, config)
     except LocalError as error:
         _say(str(error), as_json=as_json)
-        return EXIT_USAGE
-    return errors.code
+        return ExitCode.USAGE
+    ran = _run_once(config, chaos, as_json=as_json, machine_options={})
+    if chaos:
+        _print_toll(ran.toll, as_json=as_json)
+    return ran.code
 
 
 def prove_board(config: Config, *, typed: str, rules: Sequence[str], as_json: bool = False) -> int:
-    """Runs a board's machine twice with the same input, undisturbed and under chaos; 0 if all is the same."""
+    """Runs a board's machine twice with the same input, undisturbed and under chaos; 0 if all is the same.
+
+    As JSON the verdict is alone on stdout, and what the guest prints is on stderr.
+    """
     if config.machine is None:
         _say(f"{config.source} has no machine, so there is no guest to compare", as_json=as_json)
-        return EXIT_USAGE
-    transcripts: list[str] = []
-    tolls: list[list[DeviceToll]] = []
+        return ExitCode.USAGE
     try:
-        chaos = [ChaosRule.parse(rule) for rule in rules]
-        for title, kills in (("undisturbed", []), (f"under chaos: {' '.join(rules)}", chaos)):
-            _say(f"--- {title} ---", as_json=as_json)
-            output = _Tee(sys.stdout)
-            options = {"stdin": io.StringIO(typed), "stdout": output}
-            with _ReportedErrors(as_json) as errors:
-                errors.code, toll = _run_once(config, kills, as_json=as_json, machine_options=options)
-            if errors.code:
-                return errors.code
-            transcripts.append(output.text)
-            tolls.append(toll)
+        chaos = _parse(rules, config)
     except LocalError as error:
         _say(str(error), as_json=as_json)
-        return EXIT_USAGE
-    _print_toll(tolls[1], as_json=as_json)
-    return _judge(transcripts, sum(line.kills for line in tolls[1]), as_json=as_json)
+        return ExitCode.USAGE
+    transcripts: list[str] = []
+    toll: list[DeviceToll] = []
+    for title, kills in (("undisturbed", []), (f"under chaos: {' '.join(rules)}", chaos)):
+        _say(f"--- {title} ---", as_json=as_json)
+        output = _Tee(sys.stderr if as_json else sys.stdout)
+        options = {"stdin": io.StringIO(typed), "stdout": output}
+        ran = _run_once(config, kills, as_json=as_json, machine_options=options)
+        if ran.code:
+            return ran.code
+        transcripts.append(output.text)
+        toll = ran.toll
+    _print_toll(toll, as_json=as_json)
+    return _judge(transcripts, sum(line.kills for line in toll), as_json=as_json)
+
+
+def _parse(rules: Sequence[str], config: Config) -> list[ChaosRule]:
+    """The rules, held against the configuration before anything is started."""
+    chaos = [ChaosRule.parse(rule) for rule in rules]
+    for rule in chaos:
+        rule.check([device.name for device in config.devices])
+    if chaos and config.supervisor.in_process:
+        raise LocalError("chaos needs devices in processes of their own: supervisor.in_process is set")
+    return chaos
 
 
 def _judge(transcripts: list[str], kills: int, *, as_json: bool) -> int:
@@ -101,73 +140,162 @@ def _judge(transcripts: list[str], kills: int, *, as_json: bool) -> int:
         print(f"THE TRANSCRIPTS DIFFER at character {at}:")
         for title, text in zip(("undisturbed", "under chaos"), transcripts, strict=True):
             print(f"  {title:11} ...{text[max(0, at - 30) : at + 30]!r}")
-    return 0 if same and transcripts[0] else EXIT_FAILED
+    return ExitCode.DONE if same and transcripts[0] else ExitCode.FAILED
 
 
 def _run_once(
     config: Config, chaos: list[ChaosRule], *, as_json: bool, machine_options: dict[str, Any]
-) -> tuple[int, list[DeviceToll]]:
+) -> _Ran:
     outages = Outages()
-    monkey: Monkey | None = None
-    with _signals() as wakeup, _Interruptible(config, wakeup) as sup:
-        sup.on_event(outages.record)
-        sup.on_event(lambda record: _report(record, as_json=as_json))
-        if chaos:
-            monkey = Monkey(sup, chaos)
-            _say(f"chaos seeds: {monkey.seeds}", as_json=as_json)
-            monkey.start()
-        code = _run_machine(config, sup, machine_options)
-        if monkey is not None:
-            monkey.stop()
-        for record in sup.events():
-            if isinstance(record, GaveUp):
-                code = code or EXIT_FAILED
-    kills = monkey.kills if monkey is not None else {}
-    return code, outages.toll(sup.devices, kills)
+    kills: Mapping[str, int] = {}
 
+    def tell(record: Record) -> None:
+        outages.record(record)
+        _report(record, as_json=as_json)
 
-def _run_machine(config: Config, sup: Supervisor, options: dict[str, Any]) -> int:
-    if config.machine is None:
-        outcome = sup.run()
-        return 0 if outcome.kind in (OutcomeKind.STOPPED, OutcomeKind.AUTO_SHUTDOWN) else EXIT_FAILED
-    module_name, _, attribute = config.machine.machine_class.partition(":")
-    machine_class = getattr(importlib.import_module(module_name), attribute)
-    machine = machine_class(sup, **config.machine.options, **options)
-    return int(machine.run())
-
-
-class _Interruptible(Supervisor):
-    """A supervisor out of whose ``dispatch`` a signal comes as :class:`Interrupted`, once."""
-
-    def __init__(self, config: Config, wakeup: int) -> None:
-        super().__init__(config)
-        self._wakeup = wakeup
-        self.watch(wakeup, self._on_signal)
-
-    def _on_signal(self, _mask: int) -> None:
-        number = os.read(self._wakeup, 64)[0]
-        self.unwatch(self._wakeup)  # from here on the devices are being stopped
-        raise Interrupted(number)
+    with _ReportedErrors(as_json) as errors, _Signals() as signals:
+        with _Foreground(config, signals) as sup:
+            for record in sup.events():
+                tell(record)
+            sup.on_event(tell)
+            with _chaos(sup, chaos, as_json=as_json) as monkey:
+                kills = monkey.kills
+                errors.code = _run_machine(config, sup, machine_options)
+        late = sup.interrupted or signals.take()
+        if late is not None:
+            raise Interrupted(late)
+    return _Ran(errors.code, outages.toll([device.name for device in config.devices], kills))
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[int]:
-    """SIGINT and SIGTERM become bytes in a pipe; what was set before is put back."""
-    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    before = {number: signal.signal(number, _noted) for number in (signal.SIGINT, signal.SIGTERM)}
-    before_fd = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+def _chaos(sup: Supervisor, chaos: list[ChaosRule], *, as_json: bool) -> Iterator[Monkey]:
+    monkey = Monkey(sup, chaos)
+    if chaos:
+        _say(f"chaos seeds: {' '.join(map(str, monkey.seeds))}", as_json=as_json)
+    monkey.start()
     try:
-        yield read_end
+        yield monkey
     finally:
-        signal.set_wakeup_fd(before_fd)
-        for number, handler in before.items():
+        monkey.stop()
+
+
+def _run_machine(config: Config, sup: _Foreground, options: dict[str, Any]) -> int:
+    if config.machine is None:
+        sup.run()
+        return _code_of_outcome(sup)
+    name = config.machine.machine_class
+    try:
+        machine = _build_machine(config.machine, sup, options)
+        sup.machine_runs = True
+        return int(machine.run() or 0)
+    except _DevicesEnded:
+        return _code_of_outcome(sup)
+    except DeviceGone:
+        if sup.outcome is None or _code_of_outcome(sup):
+            raise
+        return ExitCode.DONE
+    except (TubevisorError, BrokenPipeError):
+        raise
+    except Exception as error:
+        raise _MachineFailed(f"machine {name}: {type(error).__name__}: {error}") from error
+    finally:
+        sup.machine_runs = False
+
+
+def _build_machine(machine: MachineConfig, sup: Supervisor, options: dict[str, Any]) -> Any:
+    module_name, _, attribute = machine.machine_class.partition(":")
+    machine_class = getattr(importlib.import_module(module_name), attribute)
+    return machine_class(sup, **machine.options, **options)
+
+
+def _code_of_outcome(sup: Supervisor) -> int:
+    """How it is called that the devices have ended."""
+    good = (OutcomeKind.STOPPED, OutcomeKind.AUTO_SHUTDOWN)
+    return ExitCode.DONE if sup.outcome is None or sup.outcome.kind in good else ExitCode.FAILED
+
+
+class _Signals:
+    """SIGINT and SIGTERM become bytes in a pipe; what was set before is put back."""
+
+    def __init__(self) -> None:
+        self._noted_s: float | None = None
+        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def __enter__(self) -> _Signals:
+        # In this order, and leaving in the reverse one, there is no moment at which a signal is lost.
+        self._fd_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, self._note) for number in _ENDING}
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
-        os.close(read_end)
-        os.close(write_end)
+        signal.set_wakeup_fd(self._fd_before)
+        os.close(self._read_end)
+        os.close(self._write_end)
+
+    def fileno(self) -> int:
+        """Readable when there is something to :meth:`take`."""
+        return self._read_end
+
+    def take(self) -> int | None:
+        """The first signal since the last call that asks for an end; ``None`` if there is none."""
+        self._noted_s = None
+        try:
+            numbers = os.read(self._read_end, 4096)
+        except BlockingIOError:
+            return None
+        return next((number for number in numbers if number in _ENDING), None)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        """The byte in the pipe is enough, unless nobody has looked for it since the signal before."""
+        now_s = time.monotonic()
+        if self._noted_s is None:
+            self._noted_s = now_s
+        elif now_s - self._noted_s > PATIENCE_S:
+            self.take()
+            raise Interrupted(number)
 
 
-def _noted(_number: int, _frame: Any) -> None:
-    """The byte in the wake-up pipe is all that a signal does by itself."""
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Foreground(Supervisor):
+    """A supervisor out of which a signal comes as :class:`Interrupted`, wherever it looks for events."""
+
+    def __init__(self, config: Config, signals: _Signals) -> None:
+        super().__init__(config)
+        self.machine_runs = False
+        self.interrupted: int | None = None
+        self._signals = signals
+        self._stopping = False
+        self.watch(signals.fileno(), self._on_signal)
+
+    def start(self) -> None:
+        try:
+            super().start()
+        except Interrupted:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        self._stopping = True
+        super().stop()
+
+    def dispatch(self, timeout: float | None = 0.0) -> None:
+        super().dispatch(timeout)
+        if self.machine_runs and self.outcome is not None:
+            raise _DevicesEnded
+
+    def _on_signal(self, _mask: int) -> None:
+        number = self._signals.take()
+        if number is None:
+            return
+        first, self.interrupted = self.interrupted is None, self.interrupted or number
+        if not (
+            first and self._stopping
+        ):  # it is on its way out already: the first one changes the code only
+            raise Interrupted(self.interrupted)
 
 
 class _ReportedErrors:
@@ -175,7 +303,7 @@ class _ReportedErrors:
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
-        self.code = EXIT_FAILED
+        self.code: int = ExitCode.FAILED
 
     def __enter__(self) -> _ReportedErrors:
         return self
@@ -185,15 +313,30 @@ class _ReportedErrors:
             case None:
                 return True
             case Interrupted():
-                self.code = EXIT_INTERRUPTED if error.number == signal.SIGINT else EXIT_TERMINATED
-            case LocalError():
-                return False
-            case StartFailed() | TubevisorError():
+                self.code = 128 + error.number
+                return True
+            case BrokenPipeError() if _nobody_reads(sys.stdout):
+                pass  # as in ``| head -1``: what was wanted has been read
+            case _MachineFailed() | StartFailed() if error.__cause__ is not None:
+                _say(f"{error}\n{_traceback_of(error.__cause__)}", as_json=self._as_json)
+            case TubevisorError() | OSError():
+                _log.info("the command failed", exc_info=error)
                 _say(str(error), as_json=self._as_json)
-                self.code = EXIT_FAILED
             case _:
                 return False
+        self.code = ExitCode.FAILED
         return True
+
+
+def _traceback_of(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _nobody_reads(stream: TextIO) -> bool:
+    """True if ``stream`` is a pipe or socket whose reader has gone."""
+    poller = select.poll()
+    poller.register(stream.fileno(), select.POLLOUT)
+    return any(mask & (select.POLLERR | select.POLLHUP) for _fd, mask in poller.poll(0))
 
 
 class _Tee(io.TextIOBase):
