@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from supervisor import policy
 from supervisor.bus import Bus
@@ -108,7 +108,7 @@ class Supervisor:
                 handle.close()
         self._reactor.close()
 
-    def __enter__(self) -> Supervisor:
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
@@ -290,9 +290,13 @@ class Supervisor:
 
     def _build_here(self, device: Any) -> LocalHandle:
         module, _, attribute = device.device_class.partition(":")
-        device_class = getattr(importlib.import_module(module), attribute)
         launch = Launch(name=device.name, options=device.options)
-        return LocalHandle(device_class, launch, self._now, device.mmio)
+        try:
+            device_class = getattr(importlib.import_module(module), attribute)
+            return LocalHandle(device_class, launch, self._now, device.mmio)
+        except Exception as error:
+            what = f"{device.name}: {type(error).__name__}: {error}"
+            raise StartFailed(f"the start failed: {what}") from error
 
     def _start_report(self) -> str:
         outcome = self._reactor.outcome
