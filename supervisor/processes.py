@@ -3,8 +3,8 @@
 A worker is ordered from the zygote; it says Hello, which is checked against the kernel's credentials; what
 it says from then on, and what it logs, goes to the owner. The witness of death is its pidfd. The exit status
 comes from the zygote a moment later, and last words from Tube and log: all of it is taken in before the owner
-hears that the process is gone. A worker that breaks the contract, or whose Tube is at its end, is mute: it
-can be of no use any more, and is killed.
+hears that the process is gone. A worker that breaks the contract, or whose Tube's close notifier fires and
+whose last words have been heard, is mute: it can be of no use any more, and is killed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from supervisor.worker.entry import PROTOCOL_VERSION
 __all__ = ["BrokenContract", "Owner", "Processes"]
 
 EXIT_STATUS_WAIT_NS = 100_000_000  # the zygote reports within a fraction of a millisecond, if it lives
+ZYGOTE_GRACE_NS = 500_000_000  # to finish an import, once somebody who waits for it is to be killed
 LOG_CHUNK_BYTES = 65536
 LOG_CHUNKS_AFTER_DEATH = 16  # a pipe holds 64 KiB; a grandchild that writes on must not keep us here
 MESSAGES_PER_ROUND = 64  # of one worker: a flood must not keep the others waiting
@@ -103,6 +104,13 @@ class Processes:
         """SIGKILL, now or as soon as there is a process."""
         self._kill_wanted.add(worker.ticket)
         worker.kill()
+        if worker.pidfd is None and not self._launcher.ready:
+            self._reactor.call_at(time.monotonic_ns() + ZYGOTE_GRACE_NS, self._give_zygote_up)
+
+    def _give_zygote_up(self) -> None:
+        """A zygote that is still not ready is stuck in an import, and those it was to fork never come."""
+        if not self._launcher.ready:
+            self._launcher.kill_zygote()
 
     def close(self) -> None:
         """Ends every process that is left, and the zygote; returns when they are gone."""
@@ -120,7 +128,8 @@ class Processes:
         worker = self._launcher.fork()
         self._follow_launcher()
         self._known[worker.ticket] = worker
-        self._reactor.watch(worker.tube.fileno(), lambda _mask: self._hear(worker))
+        self._reactor.watch(worker.tube.read_notifier.fileno(), lambda _mask: self._hear(worker))
+        self._reactor.watch(worker.tube.close_notifier.fileno(), lambda _mask: self._hear(worker))
         self._reactor.watch(worker.log.fileno(), lambda _mask: self._drain_log(worker, 1))
         return worker
 
@@ -223,7 +232,8 @@ class Processes:
     # -- ends ------------------------------------------------------------------------------------
 
     def _on_mute(self, worker: WorkerProcess) -> None:
-        self._reactor.unwatch(worker.tube.fileno())
+        """Everything that it said has been heard, and there will be no more."""
+        self._unwatch_tube(worker)
         worker.mute = True
         worker.kill()  # without a pidfd yet: ``_on_forked`` does it, or the zygote is lost
         if worker.lost:
@@ -253,8 +263,12 @@ class Processes:
         else:
             self.refill()
 
+    def _unwatch_tube(self, worker: WorkerProcess) -> None:
+        self._reactor.unwatch(worker.tube.read_notifier.fileno())
+        self._reactor.unwatch(worker.tube.close_notifier.fileno())
+
     def _forget(self, worker: WorkerProcess) -> None:
-        self._reactor.unwatch(worker.tube.fileno())
+        self._unwatch_tube(worker)
         self._reactor.unwatch(worker.log.fileno())
         if worker.pidfd is not None:
             self._reactor.unwatch(worker.pidfd.fileno())

@@ -17,7 +17,7 @@ import os
 import signal
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from supervisor.worker.entry import PROTOCOL_VERSION
 __all__ = ["Exited", "ForkFailed", "Forked", "LaunchReport", "Launcher", "WorkerProcess"]
 
 ORDERS_IN_FLIGHT = 64  # a default socket queue holds 278 packets; each order carries two descriptors
+ZYGOTE_END_WAIT_S = 2.0  # it ends within milliseconds, unless something that it imports never returns
 PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info) in its first published size
 PIDFD_INFO_BYTES = 64
 PIDFD_INFO_EXIT = 1 << 3  # in the mask, the first 8 bytes
@@ -108,6 +109,11 @@ class Launcher:
     def running(self) -> bool:
         """True while there is a zygote."""
         return self._tube is not None
+
+    @property
+    def ready(self) -> bool:
+        """True once the zygote has imported what it was told to, and forks."""
+        return self._tube is not None and self._ready
 
     @property
     def pid(self) -> int | None:
@@ -190,8 +196,16 @@ class Launcher:
         self._alive.pop(worker.ticket, None)
         self._ordered.pop(worker.ticket, None)
 
+    def kill_zygote(self) -> None:
+        """SIGKILL for the zygote, if there is one; what follows is in the reports."""
+        if self._process is not None:
+            self._process.kill()
+
     def close(self) -> None:
-        """Ends the zygote, and with it every worker that is left; returns when it is gone."""
+        """Ends the zygote, and with it every worker that is left; returns when it is gone.
+
+        Politely at first, so that it can end and reap its workers; a killed one leaves that to the kernel.
+        """
         for worker, ends in self._waiting:
             for end in ends:
                 end.close()
@@ -201,6 +215,9 @@ class Launcher:
             self._tube.close()
             self._tube = None
         if self._process is not None:
+            self._process.join(ZYGOTE_END_WAIT_S)
+            if self._process.is_alive():  # still busy importing what it was told to preload
+                self._process.kill()
             self._process.join()
             self._process.close()
             self._process = None
@@ -313,7 +330,8 @@ class _ZygotePopen(popen_spawn_posix.Popen):  # type: ignore[misc]
         try:
             command = spawn.get_command_line(tracker_fd=None, pipe_handle=child_reads)
             self._fds += [child_reads, child_writes]
-            self.pid = util.spawnv_passfds(spawn.get_executable(), command, self._fds)
+            with _signals_of_the_terminal_blocked():
+                self.pid = util.spawnv_passfds(spawn.get_executable(), command, self._fds)
             self.sentinel = sentinel
             with open(we_write, "wb", closefd=False) as stream:
                 stream.write(pickled.getbuffer())
@@ -321,6 +339,16 @@ class _ZygotePopen(popen_spawn_posix.Popen):  # type: ignore[misc]
             self.finalizer = util.Finalize(self, util.close_fds, (sentinel, we_write))
             os.close(child_reads)
             os.close(child_writes)
+
+
+@contextlib.contextmanager
+def _signals_of_the_terminal_blocked() -> Iterator[None]:
+    """A process that is born in here keeps them blocked: a Ctrl-C hits it too, until it has its own session."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _ZygoteProcess(context.SpawnProcess):  # type: ignore[misc]
