@@ -27,7 +27,7 @@ __all__ = ["Board"]
 SLICE_INSTRUCTIONS = (
     20_000  # 85 µs of plain code, a few ms where every third instruction is a register access
 )
-SLEEP_MAX_NS = 1_000_000_000  # WFI may end for no reason; so a slice that ends just behind one does no harm
+SLEEP_MAX_NS = 1_000_000_000  # so a slice that happens to end behind a WFI that was jumped over does no harm
 
 
 class Board:
@@ -60,12 +60,9 @@ class Board:
                     self._sleep()
                 self._let_time_pass(asleep=asleep)
                 core = self.core
-                nvic = core.nvic
-                nvic.sample(self._levels())
-                if nvic.pending:
+                core.nvic.sample(self._levels())
+                if core.nvic.pending:
                     core.take_exception()
-                if asleep and not nvic.active and not nvic.wakes:
-                    continue
                 asleep = core.run_slice(self._slice_instructions) is Stop.SLEEPS
                 if core.nvic.reset_requested:
                     core.reset()
@@ -92,7 +89,10 @@ class Board:
         return levels
 
     def _sleep(self) -> None:
-        """The guest waits for an interrupt: so does the board, unless one is there already."""
+        """The guest waits for an interrupt: so does the board, unless one is there already.
+
+        It may wake the guest for no reason, as the architecture allows: the guest then waits again.
+        """
         alarm_ns = min(self._sup.next_alarm_ns(), self.core.nvic.systick.next_ns())
         wait_ns = min(alarm_ns - self.clock.now_ns, SLEEP_MAX_NS)
         if wait_ns > 0 and not self._levels():

@@ -64,8 +64,9 @@ class Console:
         self._no_more_input = False
         self._tail = b""
         self._in_echo = False  # of the line typed last
+        self._at_line_start = True
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._decoder: codecs.IncrementalDecoder
+        self._decoder: Any
         if self._interactive:
             self._decoder = decoder  # a raw terminal needs its carriage returns
         else:
@@ -95,7 +96,8 @@ class Console:
             self._mode = None
         self._serial.on_output(None)
         with contextlib.suppress(OSError):
-            self._write(self._decoder.decode(b"", True))
+            rest = self._decoder.decode(b"", True)
+            self._write(rest if self._interactive or self._at_line_start else rest + "\n")
 
     # -- output ----------------------------------------------------------------------------------
 
@@ -109,6 +111,7 @@ class Console:
 
     def _write(self, text: str) -> None:
         if text:
+            self._at_line_start = text.endswith("\n")
             self._stdout.write(text)
             self._stdout.flush()
 

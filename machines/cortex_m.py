@@ -16,16 +16,9 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
+from machines._unicorn import arm, unicorn
 from machines.nvic import HARD_FAULT, SVC, Nvic
-from supervisor.errors import LocalError, TubevisorError
-
-try:
-    import unicorn
-    from unicorn import arm_const as arm
-except ImportError as error:  # the extra is not installed
-    raise LocalError(
-        "this machine runs on the Unicorn CPU emulator, which is not installed: pip install 'tubevisor[unicorn]'"
-    ) from error
+from supervisor.errors import TubevisorError
 
 __all__ = ["CortexM", "GuestCrashed", "Stop"]
 
@@ -39,8 +32,9 @@ XPSR_THUMB, IPSR_BITS, CONTROL_SPSEL = 1 << 24, 0x3F, 2
 WFI, WFE, YIELD = 0xBF30, 0xBF20, 0xBF10
 SVC_OPCODE = 0xDF
 
-_FRAME_REGISTERS = (arm.UC_ARM_REG_R0, arm.UC_ARM_REG_R1, arm.UC_ARM_REG_R2, arm.UC_ARM_REG_R3)
-_FRAME_REGISTERS += (arm.UC_ARM_REG_R12, arm.UC_ARM_REG_LR, arm.UC_ARM_REG_PC, arm.UC_ARM_REG_XPSR)
+_FRAME_REGISTERS = [
+    getattr(arm, f"UC_ARM_REG_{name}") for name in ("R0", "R1", "R2", "R3", "R12", "LR", "PC", "XPSR")
+]
 
 
 class GuestCrashed(TubevisorError):
@@ -123,7 +117,7 @@ class CortexM:
             return self._after(error)
         return self._after(None)
 
-    def _after(self, error: unicorn.UcError | None) -> Stop:
+    def _after(self, error: Any) -> Stop:
         """Tells an ordinary end of a slice from the ends that Unicorn leaves to us."""
         pc = self.uc.reg_read(arm.UC_ARM_REG_PC)
         if error is None:
@@ -164,7 +158,7 @@ class CortexM:
 
     def _enter_exception(self, number: int) -> None:
         uc = self.uc
-        frame = [uc.reg_read(register) for register in _FRAME_REGISTERS]
+        frame = list(uc.reg_read_batch(_FRAME_REGISTERS))
         in_thread = not self.nvic.active
         on_process_stack = in_thread and uc.reg_read(arm.UC_ARM_REG_CONTROL) & CONTROL_SPSEL
         stack = uc.reg_read(arm.UC_ARM_REG_SP)
@@ -189,10 +183,9 @@ class CortexM:
         stack = uc.reg_read(arm.UC_ARM_REG_SP)
         frame = FRAME.unpack(uc.mem_read(stack, FRAME.size))
         uc.reg_write(arm.UC_ARM_REG_SP, stack + FRAME.size + (4 if frame[7] & ALIGNED_FRAME else 0))
-        for register, value in zip(_FRAME_REGISTERS[:6], frame[:6], strict=True):
+        values = [*frame[:6], frame[6] & ~1, frame[7] & ~ALIGNED_FRAME]
+        for register, value in zip(_FRAME_REGISTERS, values, strict=True):
             uc.reg_write(register, value)
-        uc.reg_write(arm.UC_ARM_REG_XPSR, frame[7] & ~ALIGNED_FRAME)
-        uc.reg_write(arm.UC_ARM_REG_PC, frame[6] & ~1)
 
     def _jump(self, vector: int, number: int) -> None:
         if not vector & 1:

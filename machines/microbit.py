@@ -16,8 +16,7 @@ import struct
 from pathlib import Path
 from typing import Any, TextIO
 
-import unicorn
-
+from machines._unicorn import unicorn
 from machines.board import Board
 from machines.console import Console
 from machines.hexfile import load_hex

@@ -129,11 +129,6 @@ class Nvic:
                 best, current = number, priority
         return best
 
-    @property
-    def wakes(self) -> bool:
-        """True if something is pending that ends WFI, whatever PRIMASK says."""
-        return self.take(masked=False) is not None
-
     def enter(self, number: int) -> None:
         """Exception ``number`` has been entered."""
         self.pending &= ~(1 << number)
