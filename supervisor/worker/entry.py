@@ -26,7 +26,7 @@ import msgspec
 from supervisor.device import Device
 from supervisor.errors import LocalError, TubevisorError
 from supervisor.messages_pb2 import Assign, Failed, Ready, SupervisorMessage, WorkerMessage
-from supervisor.tube import Disconnected, ProtoTube, TubeTimeout
+from supervisor.tube import Disconnected, FlushOnDropTube, ProtoTube, TubeError, TubeTimeout
 from supervisor.worker.journal import Journal
 from supervisor.worker.runtime import DeviceCrashed, Runtime
 from supervisor.worker.session import Launch, Session, build_options
@@ -36,8 +36,10 @@ __all__ = ["PROTOCOL_VERSION", "rehearse", "run_worker"]
 PROTOCOL_VERSION = 1
 EXIT_CRASHED = 1
 EXIT_ORPHANED = 3  # the supervisor went away
+LAST_WORDS_WAIT_S = 1.0  # until the supervisor has taken them: it is busy, or stopped, or gone
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
+TUBE_FD = 3
 FIRST_FREE_FD = 4  # 0 to 2 are stdio, 3 is the Tube
 MAX_PASSED_FDS = 253  # what one packet can carry
 
@@ -72,8 +74,13 @@ def run_worker(tube_fd: int, log_fd: int, ticket: int, zygote_pid: int) -> None:
     code = EXIT_CRASHED
     try:
         _settle_in(tube_fd, log_fd, zygote_pid)
-        tube = _Tube(ProtoTube.from_fd(3))
-        code = _live(tube, ticket)
+        tube = ProtoTube.from_fd(TUBE_FD)
+        kept = FlushOnDropTube(tube, timeout=LAST_WORDS_WAIT_S)
+        try:
+            code = _live(_Tube(tube), ticket)
+        finally:  # not closed here: a mute worker is killed, and its exit code would stay unsaid
+            with contextlib.suppress(TubeError):
+                kept.flush()
     except Disconnected:
         code = EXIT_ORPHANED
     except SystemExit as leaving:
@@ -101,7 +108,7 @@ def _settle_in(tube_fd: int, log_fd: int, zygote_pid: int) -> None:
     os.dup2(null, 0)
     os.dup2(kept[1], 1)
     os.dup2(kept[1], 2)
-    os.dup2(kept[0], 3, inheritable=False)
+    os.dup2(kept[0], TUBE_FD, inheritable=False)
     os.closerange(FIRST_FREE_FD, _highest_fd() + 1)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the life of the process
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
