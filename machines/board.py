@@ -24,21 +24,19 @@ from supervisor.handle import DeviceHandle
 
 __all__ = ["Board"]
 
-SLICE_INSTRUCTIONS = (
-    20_000  # 85 µs of plain code, a few ms where every third instruction is a register access
-)
+SLICE_INSTRUCTIONS = 20_000  # 85 µs of plain code, but 6 ms where every third one is a register access
+SLICE_INSTRUCTIONS_MIN = 1_000
+SLICE_NS = 1_000_000  # a slice that takes longer is too long: guest time and interrupts wait for its end
 SLEEP_MAX_NS = 1_000_000_000  # so a slice that happens to end behind a WFI that was jumped over does no harm
 
 
 class Board:
     """Wires devices and core together; ``run`` returns the exit code once the console has ended."""
 
-    def __init__(
-        self, supervisor: Supervisor, console: Console, *, slice_instructions: int = SLICE_INSTRUCTIONS
-    ) -> None:
+    def __init__(self, supervisor: Supervisor, console: Console) -> None:
         self._sup = supervisor
         self._console = console
-        self._slice_instructions = slice_instructions
+        self._instructions = SLICE_INSTRUCTIONS
         self.clock = GuestClock(time.monotonic_ns)
         supervisor.clock = self.clock.now
         self.core = CortexM(self.clock.now)
@@ -63,7 +61,7 @@ class Board:
                 core.nvic.sample(self._levels())
                 if core.nvic.pending:
                     core.take_exception()
-                asleep = core.run_slice(self._slice_instructions) is Stop.SLEEPS
+                asleep = self._run_slice() is Stop.SLEEPS
                 if core.nvic.reset_requested:
                     core.reset()
                 self.after_slice()
@@ -71,6 +69,17 @@ class Board:
 
     def after_slice(self) -> None:
         """For boards that have to tidy up after the guest's stores."""
+
+    def _run_slice(self) -> Stop:
+        """Runs a slice, and fits the length of the next one to the time that this one took."""
+        begun_ns = time.monotonic_ns()
+        stop = self.core.run_slice(self._instructions)
+        if stop is Stop.SPENT:
+            if time.monotonic_ns() - begun_ns > SLICE_NS:
+                self._instructions = max(SLICE_INSTRUCTIONS_MIN, self._instructions // 2)
+            elif self._instructions < SLICE_INSTRUCTIONS:
+                self._instructions += SLICE_INSTRUCTIONS_MIN
+        return stop
 
     def _let_time_pass(self, *, asleep: bool) -> None:
         nvic = self.core.nvic

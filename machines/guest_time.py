@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 __all__ = ["GuestClock"]
 
-LEAP_NS = 1_250_000  # what a 16 MHz chip takes for a slice of 20,000 instructions
+LEAP_NS = 1_250_000  # a slice of 1 ms and what lies between two; 20,000 instructions of a 16 MHz chip
 
 
 class GuestClock:
