@@ -38,6 +38,7 @@ from supervisor.remote import Port, RemoteHandle
 from supervisor.seat import InputGivenUp, Seat, exit_reason
 from supervisor.switchboard import Switchboard
 from supervisor.tube import Descriptor, Disconnected, TubeTimeout
+from supervisor.worker import journal as layout
 from supervisor.worker.journal import JournalCorrupt
 
 __all__ = ["Workers"]
@@ -80,7 +81,7 @@ class Workers:
                 poison=device.poison,
             )
             self._seats[device.name] = Seat(device, handle)
-            reactor.watch(handle.answer_fd, _ignore, _EDGE)
+            reactor.watch(handle.ledger.answer_fd, _ignore, _EDGE)
 
     @property
     def handles(self) -> Mapping[str, RemoteHandle]:
@@ -213,7 +214,7 @@ class Workers:
 
     def _settle(self, seat: Seat, *, charged: bool) -> None:
         try:
-            for fault in seat.handle.settle_dead(charged=charged):
+            for fault in seat.handle.ledger.settle_dead(charged=charged):
                 self._reactor.publish(InputGivenUp(seat.name, str(fault), at_ns=time.monotonic_ns()))
         except JournalCorrupt as error:
             self._corrupt(seat.name, error)
@@ -221,13 +222,13 @@ class Workers:
     # -- from assignment to ready ----------------------------------------------------------------
 
     def _assign(self, seat: Seat) -> None:
-        name, handle = seat.name, seat.handle
+        name, ledger = seat.name, seat.handle.ledger
         self._reactor.post(Hello(name, seat.generation))
         assign = seat.assignment(self._clock())
         message = SupervisorMessage(generation=seat.generation, assign=assign)
         seat.assigned = True
-        self._tell(seat, message, (handle.journal_fd, handle.doorbell_fd, handle.answer_fd))
-        for number, data in handle.pending_payloads():
+        self._tell(seat, message, (ledger.journal_fd, ledger.doorbell_fd, ledger.answer_fd))
+        for number, data in ledger.pending_payloads():
             self._tell_payload(name, number, data)
         if seat.stop_wanted:
             self.ask_stop(name, seat.generation)
@@ -237,12 +238,12 @@ class Workers:
             register_map = _decode_map(message.ready.register_map_msgpack)
         except msgspec.DecodeError as error:
             raise BrokenContract(f"a register map that cannot be: {error}") from error
-        if register_map.words > seat.handle.register_capacity:
+        if register_map.words > len(seat.handle.ledger.journal.registers):
             raise BrokenContract(f"{register_map.words} register words")
         seat.handle.set_map(register_map)
         seat.ready = True
         seat.start_fresh = False
-        seat.heartbeat = (seat.handle.heartbeat, time.monotonic_ns())
+        seat.heartbeat = (seat.handle.ledger.words[layout.HEARTBEAT], time.monotonic_ns())
         tube = worker.tube
         self._switchboard.plug_in(
             seat.name,
@@ -355,7 +356,7 @@ class Workers:
         if not seat.ready or heartbeat is None:
             return
         now_ns = time.monotonic_ns()
-        beats = seat.handle.heartbeat
+        beats = seat.handle.ledger.words[layout.HEARTBEAT]
         late_ns = now_ns - seat.look_due_ns
         if beats != seat.heartbeat[0] or late_ns > heartbeat.every_ns:
             seat.heartbeat = (beats, now_ns)  # who looks late was stopped itself, and proves nothing
@@ -368,7 +369,7 @@ class Workers:
         """Ends every process that is left, and gives descriptors and memory back."""
         self.processes.close()
         for seat in self._seats.values():
-            self._reactor.unwatch(seat.handle.answer_fd)
+            self._reactor.unwatch(seat.handle.ledger.answer_fd)
             seat.handle.close()
 
 

@@ -28,6 +28,7 @@ RANKS = {
     "supervisor.bus": 6,
     "supervisor.handle": 5,
     "supervisor.switchboard": 5,
+    "supervisor.ledger": 5,
     "supervisor.remote": 6,
     "supervisor.reactor": 7,
     "supervisor.processes": 8,

@@ -63,7 +63,7 @@ def test_given_nuisance_it_is_borne_and_delays_nobody(attack: str) -> None:
 @pytest.mark.chaos
 def test_given_worker_that_forks_away_no_second_copy_serves() -> None:
     """Its child holds Tube, journal and bells: it ends with the worker, and one generation serves."""
-    device = 'device: "tests.devices.hostile:Hostile", backoff: {max: 0s}, poison: 1'
+    device = 'device: "tests.devices.hostile:Hostile", backoff: {max: 0s}'
     with census(), Supervisor(board(f"name: hostile, {device}", COUNTING)) as sup:
         with contextlib.suppress(DeviceFault):
             sup["hostile"].call_bytes(b"forks_away")

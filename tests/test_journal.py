@@ -108,7 +108,7 @@ def test_given_journal_scribbled_on_others_go_on(word: int) -> None:
     with census(), Supervisor(board(LARGE, COUNTING)) as sup:
         large = sup["large"]
         assert large.read(0, 4) == 0
-        journal: Journal = large._journal  # type: ignore[attr-defined]
+        journal: Journal = large.ledger.journal  # type: ignore[attr-defined]
         before = journal.words[word]
         journal.words[word] = before + (1 << 40)
         if word == layout.COMMIT:

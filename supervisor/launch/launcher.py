@@ -343,7 +343,7 @@ class _ZygotePopen(popen_spawn_posix.Popen):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _signals_of_the_terminal_blocked() -> Iterator[None]:
-    """A process that is born in here keeps them blocked: a Ctrl-C hits it too until it has its own session."""
+    """Who is born in here keeps them blocked: a Ctrl-C hits it too until it has a session."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP))
     try:
         yield

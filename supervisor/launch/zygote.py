@@ -9,12 +9,14 @@ zygote kills what it forked and exits; when the zygote itself is killed, the ker
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Sequence
 
 from supervisor.messages_pb2 import Fork, ZygoteReport
@@ -23,6 +25,8 @@ from supervisor.worker.entry import PROTOCOL_VERSION, rehearse, run_worker
 
 __all__ = ["zygote_main"]
 
+PR_SET_CHILD_SUBREAPER = 36
+FAMILY_END_WAIT_S = 0.05  # less than the supervisor waits for the exit status
 FDS_PER_FORK = 2  # the worker's end of its Tube, and its log pipe
 
 
@@ -87,6 +91,7 @@ class _Zygote:
         os.close(pidfd)
         _kill_family(pid)
         _pid, status = os.waitpid(pid, 0)
+        _reap_family(pid)
         report = ZygoteReport()
         report.exited.ticket = ticket
         report.exited.pid = pid
@@ -95,11 +100,16 @@ class _Zygote:
             self._tube.send_proto(report)
 
     def _end_all(self) -> None:
+        """Kills every worker, then whatever of their families is left: all of it is ours to reap."""
         for pidfd, (pid, _ticket) in self._children.items():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             _kill_family(pid)
-            os.waitpid(pid, 0)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                for pid in _living_children():
+                    os.kill(pid, signal.SIGKILL)
+                os.waitpid(-1, 0)
 
 
 def _kill_family(pid: int) -> None:
@@ -109,8 +119,30 @@ def _kill_family(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def _reap_family(pid: int) -> None:
+    """Waits, for a bounded time, until nobody of a dead worker's group is left: a copy of it that it forked
+    must not write into the journal any more when the next generation begins. They are ours to reap, since
+    the zygote is their subreaper (prctl(2))."""
+    deadline = time.monotonic() + FAMILY_END_WAIT_S
+    try:
+        while os.waitpid(-pid, os.WNOHANG)[0] or time.monotonic() < deadline:
+            pass  # they have been killed and are microseconds from their end: not worth a sleep
+    except ChildProcessError:
+        pass
+
+
+def _living_children() -> list[int]:
+    """Our children, adopted ones too; none where the kernel does not list them (CONFIG_PROC_CHILDREN)."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as children:
+            return [int(pid) for pid in children.read().split()]
+    except OSError:
+        return []
+
+
 def zygote_main(tube_fd: int, supervisor_pid: int, preload: Sequence[str]) -> None:
     """Entry point of the zygote. ``preload`` names modules that workers will want."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.setsid()  # a Ctrl-C on the terminal is the command's business
     os.set_inheritable(tube_fd, False)
     null = os.open("/dev/null", os.O_RDWR)

@@ -268,6 +268,10 @@ class Journal:
             state=self._map[middle : middle + n_state],
         )
 
+    def put_registers(self, registers: bytes) -> None:
+        """Publishes register words as committed. Only while no worker lives."""
+        self.bytes[HEADER_BYTES : HEADER_BYTES + len(registers)] = registers
+
     # -- growth ----------------------------------------------------------------------------------
 
     def copy_to(self, other: Journal, submitted: int) -> None:

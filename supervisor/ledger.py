@@ -1,0 +1,249 @@
+"""The supervisor's side of one device's journal: what was asked, what came back, what is owed.
+
+Appends inputs, takes outputs and replies out, and, while no worker lives, settles what the last one left:
+what it committed is published on its behalf, what it did not commit is left for the next one, unless it is
+the record that keeps killing workers (poison) or the one that the worker was stuck in. Never waits and knows
+no policy; the handle above it waits and looks things up.
+
+The journal is the worker's to write, and a worker is not trusted: a number or a length that cannot be raises
+:class:`~supervisor.worker.journal.JournalCorrupt`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from supervisor.errors import DeviceError, DeviceFault, LocalError, RequestTimeout
+from supervisor.memory.fence import FENCE
+from supervisor.worker import journal as layout
+from supervisor.worker.journal import INPUT, INPUT_BYTES, JournalCorrupt, Layout, create_journal
+from supervisor.worker.records import Input, InputKind, Output, OutputKind
+
+__all__ = ["Ledger", "Waiter"]
+
+Waiter = Callable[[bytes | DeviceFault], None]
+
+INLINE_SHARE = 4  # a payload may take a quarter of the input ring; a larger one goes through the Tube
+SOMETHING = -1  # overdue, but no record of its own: a posted write, or whatever is being handled
+_ANSWERED = (InputKind.READ, InputKind.WRITE, InputKind.CALL)
+_KIND_NAMES: dict[int, str] = {kind: kind.name.lower() for kind in InputKind}
+
+
+class Ledger:
+    """One journal, its bells, and the bookkeeping of requests.
+
+    ``submitted`` is the number behind the last input. ``overdue`` is the record that somebody waited for
+    until the worker was ordered killed, or ``SOMETHING``. ``outputs`` is where bytes and edges go.
+    """
+
+    def __init__(self, name: str, outputs: deque[Output], *, poison: int, request_timeout_ns: int) -> None:
+        self.name = name
+        self.submitted = 0
+        self.overdue: int | None = None
+        self.replies: dict[int, bytes] = {}
+        self.waiters: dict[int, Waiter] = {}
+        self.given_up: dict[int, DeviceFault] = {}
+        self._outputs = outputs
+        self._poison = poison
+        self._request_timeout_ns = request_timeout_ns
+        self._blame: dict[int, int] = {}
+        self._payloads: dict[int, bytes] = {}
+        self.journal_fd, self.journal = create_journal(name)
+        self.doorbell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.answer_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._bind()
+
+    # -- inputs ----------------------------------------------------------------------------------
+
+    def lacks(self, slots: int) -> int:
+        """The number that has to be published before ``slots`` more have room; at most 0: there is room."""
+        return self.submitted + slots - self._input_slots
+
+    def put(self, kind: int, stamp_ns: int, offset: int, size: int, value: int) -> int:
+        """Appends a record without a payload, for which there is room; returns its number."""
+        if not 0 <= offset < 2**32 or not 0 <= value < 2**64:
+            raise LocalError(f"{self.name}: offset {offset:#x} or value {value:#x} is out of range")
+        number = self.submitted
+        at = self._inputs_at + (number & self._input_mask) * INPUT_BYTES
+        INPUT.pack_into(self._bytes, at, stamp_ns, offset, 1, kind, size, value, 0)
+        self._submit(number + 1)
+        return number
+
+    def slots_for(self, payload: bytes) -> tuple[int, bool]:
+        """(Ring slots that a record with ``payload`` takes, whether the payload goes out of line)."""
+        slots = self.journal.slots_for(payload)
+        return (1, True) if slots > self._input_slots // INLINE_SHARE else (slots, False)
+
+    def put_payload(self, kind: int, stamp_ns: int, payload: bytes, *, out_of_line: bool) -> int:
+        """Appends a record with a payload, for which there is room; returns its number."""
+        number = self.submitted
+        record = Input(number, kind, stamp_ns, 0, 0, 0, payload)
+        after = self.journal.put_input(record, out_of_line=out_of_line)
+        if out_of_line:
+            self._payloads[number] = payload
+        self._submit(after)
+        return number
+
+    def pending_payloads(self) -> Iterator[tuple[int, bytes]]:
+        """Out-of-line payloads that a new worker will ask for."""
+        published = self.words[layout.PUBLISHED]
+        return ((number, data) for number, data in self._payloads.items() if number >= published)
+
+    def _submit(self, submitted: int) -> None:
+        words = self.words
+        self.submitted = words[layout.SUBMITTED] = submitted
+        self._ring_sleeper()
+
+    def _ring_sleeper(self) -> None:
+        """Rings the doorbell if the worker sleeps; without a fence nobody can know, so always."""
+        if FENCE is not None:
+            with FENCE:
+                pass
+            if not self.words[layout.WORKER_SLEEPS]:
+                return
+        os.eventfd_write(self.doorbell_fd, 1)
+
+    # -- outputs ---------------------------------------------------------------------------------
+
+    def collect(self) -> None:
+        """Takes everything out of the output ring: replies to those who wait, the rest to ``outputs``."""
+        words = self.words
+        position, end = words[layout.CONSUMED], words[layout.OUTPUT_END]
+        if position == end:
+            return
+        if not position <= end <= position + self.journal.layout.output_bytes:
+            words[layout.CONSUMED] = end
+            raise JournalCorrupt(f"{self.name}: outputs from {position} to {end}")
+        while position < end:
+            output, position = self.journal.get_output(position, end)
+            if output.kind == OutputKind.BYTES or output.kind == OutputKind.IRQ:
+                self._outputs.append(output)
+                continue
+            waiter = self.waiters.pop(output.number, None)
+            if waiter is not None:
+                waiter(output.payload)
+            else:
+                self.replies[output.number] = output.payload
+        words[layout.CONSUMED] = end
+        self._ring_sleeper()
+        if self._payloads:
+            published = words[layout.PUBLISHED]
+            for number in [number for number in self._payloads if number < published]:
+                del self._payloads[number]
+
+    # -- between two workers ---------------------------------------------------------------------
+
+    def settle_dead(self, *, charged: bool) -> list[DeviceFault]:
+        """No worker lives: publishes what the last one committed, and gives up what must not run again.
+
+        Returns what was given up. Raises :class:`JournalCorrupt` where the journal cannot be believed.
+        """
+        commit = self.journal.read_commit()
+        words = self.words
+        applied = 0
+        if commit is not None:
+            applied = commit.applied
+            if not words[layout.PUBLISHED] <= applied <= self.submitted:
+                published = words[layout.PUBLISHED]
+                raise JournalCorrupt(
+                    f"{self.name}: applied {applied} of {self.submitted}, published {published}"
+                )
+            if len(commit.registers) > 8 * len(self.journal.registers):
+                raise JournalCorrupt(f"{self.name}: {len(commit.registers)} bytes of registers")
+            self.journal.put_registers(commit.registers)
+            words[layout.IRQ_LEVELS] = commit.irq_levels
+            words[layout.NEXT_ALARM] = commit.next_alarm_ns
+            words[layout.OUTPUT_END] = commit.output_end
+            words[layout.PUBLISHED] = applied
+        words[layout.WORKER_SLEEPS] = 0
+        given_up = self._judge_blame(applied, charged=charged)
+        words[layout.HANDLING] = 0
+        self.collect()
+        return given_up
+
+    def _judge_blame(self, applied: int, *, charged: bool) -> list[DeviceFault]:
+        given_up: list[DeviceFault] = []
+        for number in [number for number in self._blame if number < applied]:
+            del self._blame[number]
+        handling = self.words[layout.HANDLING] - 1
+        overdue, self.overdue = self.overdue, None
+        guilty = applied <= handling < self.submitted
+        if overdue is not None:
+            stuck = {number for number in (overdue, handling if guilty else -1) if number >= applied}
+            given_up += [self.give_up(number, self.timeout_fault()) for number in sorted(stuck)]
+        elif guilty and charged:
+            count = self._blame[handling] = self._blame.get(handling, 0) + 1
+            if count >= self._poison:
+                what = self._describe_input(handling)
+                fault = DeviceError(f"{self.name}: {what} has killed {count} workers; it was dropped")
+                given_up.append(self.give_up(handling, fault))
+        return given_up
+
+    def give_up(self, number: int, fault: DeviceFault) -> DeviceFault:
+        """Record ``number`` will never be handled: whoever waits for it gets ``fault``. No worker lives."""
+        record, _after, _out_of_line = self.journal.get_input(number)
+        self.journal.skip_input(number)
+        self._blame.pop(number, None)
+        waiter = self.waiters.pop(number, None)
+        if waiter is not None:
+            waiter(fault)
+        elif record.kind in _ANSWERED:
+            self.given_up[number] = fault
+        return fault
+
+    def timeout_fault(self) -> RequestTimeout:
+        """What a request ends in that was past its time and took no effect."""
+        seconds = self._request_timeout_ns / 1e9
+        text = f"{self.name}: no answer within {seconds:g} s; the request took no effect"
+        return RequestTimeout(text)
+
+    def _describe_input(self, number: int) -> str:
+        record, _after, _out_of_line = self.journal.get_input(number)
+        kind = _KIND_NAMES.get(record.kind, "input")
+        if record.kind in (InputKind.READ, InputKind.WRITE, InputKind.POSTED):
+            return f"{kind} of {record.size} bytes at {record.offset:#x}"
+        return f"{kind} number {number}"
+
+    def grow(self, *, state_bytes: int, output_bytes: int, register_words: int) -> int:
+        """Replaces the journal by one that has room for that much; returns its descriptor.
+
+        Only while the worker waits for it. Raises :class:`JournalCorrupt` over the limit.
+        """
+        old, now = self.journal, self.journal.layout
+        grown = Layout(
+            register_words=_power_of_two(max(register_words, now.register_words)),
+            input_slots=now.input_slots,
+            output_bytes=_power_of_two(max(output_bytes, now.output_bytes)),
+            state_bytes=_power_of_two(max(state_bytes, now.state_bytes)),
+        )
+        self.collect()
+        fd, journal = create_journal(self.name, grown)
+        old.copy_to(journal, self.submitted)
+        os.close(self.journal_fd)
+        self.journal_fd, self.journal = fd, journal
+        self._bind()
+        return fd
+
+    def close(self) -> None:
+        """Gives the shared memory and the descriptors back; a handle's views must be gone."""
+        for fd in (self.journal_fd, self.doorbell_fd, self.answer_fd):
+            os.close(fd)
+        del self._bytes
+        self.journal.close()
+        self.words = memoryview(bytearray(layout.HEADER_BYTES)).cast("Q")
+        self.words[layout.PUBLISHED] = self.submitted
+        self.words[layout.NEXT_ALARM] = 2**64 - 1
+
+    def _bind(self) -> None:
+        journal = self.journal
+        self.words = journal.words
+        self._bytes: memoryview = journal.bytes
+        self._inputs_at = journal.layout.inputs_at
+        self._input_slots = journal.layout.input_slots
+        self._input_mask = journal.layout.input_slots - 1
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
