@@ -16,17 +16,14 @@ import re
 import signal
 import statistics
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from supervisor.errors import LocalError
 from supervisor.policy.actions import DeviceRestarted, Record
 
-if TYPE_CHECKING:
-    from supervisor.host import Supervisor
-
-__all__ = ["ChaosRule", "DeviceToll", "Monkey", "Outages"]
+__all__ = ["ChaosRule", "DeviceToll", "Monkey", "Outages", "Victims"]
 
 KEYS = ("kill", "every", "signal", "count", "jitter", "seed", "charge")
 EVERYONE = "*"
@@ -79,6 +76,20 @@ class ChaosRule:
             raise LocalError(f"chaos rule: no device {self.kill!r}; there are {', '.join(devices)}")
 
 
+class Victims(Protocol):
+    """What the monkey needs of a :class:`~supervisor.host.Supervisor`."""
+
+    @property
+    def devices(self) -> Collection[str]:
+        """The names of all devices."""
+
+    def kill(self, name: str, *, send_signal: int, charged: bool) -> int | None:
+        """Signals the process that serves; returns its pid, ``None`` where there is none."""
+
+    def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Any:
+        """Calls back in ``delay_ns``; what is returned can be cancelled (``cancel``)."""
+
+
 @dataclass(slots=True)
 class _Running:
     rule: ChaosRule
@@ -90,10 +101,10 @@ class _Running:
 class Monkey:
     """Carries rules out on a supervisor. ``kills`` counts by device; ``seeds`` are for repeating a run."""
 
-    def __init__(self, supervisor: Supervisor, rules: Iterable[ChaosRule]) -> None:
+    def __init__(self, supervisor: Victims, rules: Iterable[ChaosRule]) -> None:
         self._supervisor = supervisor
         self._running: list[_Running] = []
-        self._timers: list[Any] = []
+        self._timers: dict[int, Any] = {}  # the next tick, by the rule's place
         self._dying: dict[str, int] = {}  # whom SIGKILL has hit last, by device
         self.kills: Counter[str] = Counter()
         for rule in rules:
@@ -108,22 +119,23 @@ class Monkey:
 
     def start(self) -> None:
         """The first tick of each rule is one interval away."""
-        for running in self._running:
-            self._schedule(running)
+        for place in range(len(self._running)):
+            self._schedule(place)
 
     def stop(self) -> None:
         """No more kills."""
-        for timer in self._timers:
+        for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
 
-    def _schedule(self, running: _Running) -> None:
+    def _schedule(self, place: int) -> None:
+        running = self._running[place]
         spread = running.rule.jitter * (2 * running.random.random() - 1)
         delay_ns = max(1, int(running.rule.every_ns * (1 + spread)))
-        self._timers = [timer for timer in self._timers if timer.callback is not None]
-        self._timers.append(self._supervisor.call_later(delay_ns, lambda: self._tick(running)))
+        self._timers[place] = self._supervisor.call_later(delay_ns, lambda: self._tick(place))
 
-    def _tick(self, running: _Running) -> None:
+    def _tick(self, place: int) -> None:
+        running = self._running[place]
         rule = running.rule
         names = list(self._supervisor.devices) if rule.kill == EVERYONE else [rule.kill]
         running.random.shuffle(names)
@@ -134,7 +146,7 @@ class Monkey:
                     running.left -= 1
                 break
         if running.left != 0:
-            self._schedule(running)
+            self._schedule(place)
 
     def _hit(self, name: str, rule: ChaosRule) -> bool:
         """True if a live process was hit: one that has had its SIGKILL and is still dying is none."""
