@@ -21,7 +21,9 @@ from supervisor.config import Config
 from supervisor.handle import Clock
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
+from supervisor.policy import Restart
 from supervisor.policy.actions import (
+    DeviceDied,
     DeviceFailed,
     DeviceReady,
     DeviceRestarted,
@@ -151,6 +153,10 @@ class Workers:
                     seat.handle.go("the supervisor has stopped")
             case DeviceFailed():
                 self._seats[record.name].handle.go(record.why)
+            case DeviceDied():
+                seat = self._seats[record.name]
+                if seat.config.child.restart is Restart.TEMPORARY:
+                    seat.handle.go(f"it {record.exit}, and is temporary")
             case DeviceStopped():
                 self._seats[record.name].handle.go("the device is stopped")
 
