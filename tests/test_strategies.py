@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.errors import DeviceGone, StartFailed
+from supervisor.errors import DeviceFault, DeviceGone, StartFailed
 from supervisor.host import Supervisor
 from supervisor.policy.actions import (
     DeviceKilled,
@@ -150,7 +150,7 @@ def test_normal_and_abnormal_termination(diary: Path, restart: str, code: int, c
     device = f"a restart: {restart}, poison: 1, request_timeout: 2s"
     with census(), _config(diary, device, supervisor="intensity: 5") as sup:
         pid = sup["a"].read(0, 4)
-        with pytest.raises((DeviceGone, Exception)):
+        with pytest.raises(DeviceFault):
             sup["a"].write(4, 4, code)
         if comes_back:
             assert sup["a"].read(0, 4) != pid
@@ -179,7 +179,7 @@ def test_one_for_one_escalation(diary: Path) -> None:
         outcome = sup.run()
         assert outcome.kind is OutcomeKind.GAVE_UP
         assert outcome.culprit == "b"
-        assert _story(diary).split().count("b+") == 4
+        assert _story(diary).split().count("b+") == 3
         assert _story(diary).endswith("a-")
 
 
