@@ -88,7 +88,7 @@ class Board:
         if nvic.systick.advance(self.clock.now_ns):
             nvic.pend_systick()
         self._sup.dispatch(0)
-        self._console.type_ahead()
+        self._console.type_ahead(self.clock.now_ns, idle=asleep)
 
     def _levels(self) -> int:
         levels = 0

@@ -5,8 +5,9 @@ Output is text as it comes: decoded, written, flushed. Input depends on what it 
 - a *terminal* goes into raw mode and every key to the guest, Ctrl-C included. Ctrl-] leaves, so does the end
   of input. The terminal is put back in every case.
 - *anything else* (a pipe, a file, a text stream) is typed line by line, each line when the guest shows its
-  prompt. The console has ended when the prompt is back after the last line. If the last line has opened a
-  block, an empty line closes it, as a person would do.
+  prompt and waits (it sleeps, or has been quiet for a while): a prompt may be only half of what it says. The
+  console has ended when the prompt is back after the last line. If that has opened a block, an empty line
+  closes it, as a person would do.
 
 A REPL that indents the continuation of a block by itself has typed part of the next line already; what the
 line brings of its own is left out, and what is too much is taken back.
@@ -38,6 +39,7 @@ PROMPT = re.compile(rb"(?:>>> |\.\.\. ( *))$")
 TAIL_BYTES = 128  # of the output, kept to see a prompt in: as much as a terminal's line
 READ_BYTES = 65536
 BACKSPACE = "\x7f"
+QUIET_NS = 50_000_000  # of guest time without output: a guest that never sleeps has said what it had to say
 INDENT_COLUMNS = 4  # what one backspace takes back at the beginning of a line
 
 
@@ -65,6 +67,7 @@ class Console:
         self._tail = b""
         self._in_echo = False  # of the line typed last
         self._at_line_start = True
+        self._quiet_since_ns: int | None = None  # guest time when the last output had come
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._decoder: Any
         if self._interactive:
@@ -102,6 +105,7 @@ class Console:
     # -- output ----------------------------------------------------------------------------------
 
     def _show(self, data: bytes) -> None:
+        self._quiet_since_ns = None
         self._write(self._decoder.decode(data))
         if self._in_echo:  # a prompt inside the line that is being echoed is none
             _echo, newline, data = data.partition(b"\n")
@@ -117,9 +121,16 @@ class Console:
 
     # -- input -----------------------------------------------------------------------------------
 
-    def type_ahead(self) -> None:
-        """Types the next line if the guest waits for one; notices the end."""
+    def type_ahead(self, now_ns: int, *, idle: bool) -> None:
+        """Types the next line if the guest waits for one; notices the end.
+
+        ``now_ns`` is guest time; ``idle`` says that the guest sleeps.
+        """
         if self._interactive or not self._tail:
+            return
+        if self._quiet_since_ns is None:
+            self._quiet_since_ns = now_ns
+        if not idle and now_ns - self._quiet_since_ns < QUIET_NS:
             return
         prompt = PROMPT.search(self._tail)
         if prompt is None:

@@ -55,6 +55,7 @@ class CortexM:
     def __init__(self, clock: Callable[[], int]) -> None:
         self.nvic = Nvic()
         self._clock = clock
+        self._raised: BaseException | None = None  # in a callback
         self.uc = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB | unicorn.UC_MODE_MCLASS)
         self.uc.ctl_set_cpu_model(arm.UC_CPU_ARM_CORTEX_M0)
         self.map_device(SCS_BASE, SCS_BYTES, self._read_scs, self._write_scs)
@@ -72,12 +73,23 @@ class CortexM:
         """Registers: ``read(offset, size)`` and ``write(offset, size, value)`` are called within a slice."""
 
         def on_read(_uc: Any, offset: int, width: int, _data: Any) -> int:
-            return read(offset, width)
+            try:
+                return read(offset, width)
+            except BaseException as error:  # noqa: BLE001 - there is C between here and run_slice
+                self._abort(error)
+                return 0  # into a register of a CPU that runs no further instruction
 
         def on_write(_uc: Any, offset: int, width: int, value: int, _data: Any) -> None:
-            write(offset, width, value)
+            try:
+                write(offset, width, value)
+            except BaseException as error:  # noqa: BLE001 - as above
+                self._abort(error)
 
         self.uc.mmio_map(base, size, on_read, None, on_write, None)
+
+    def _abort(self, error: BaseException) -> None:
+        self._raised = self._raised or error
+        self.uc.emu_stop()
 
     def load(self, address: int, data: bytes) -> None:
         """Writes guest memory from outside; code that was there is forgotten."""
@@ -108,14 +120,15 @@ class CortexM:
     def run_slice(self, instructions: int) -> Stop:
         """Runs up to so many instructions. Raises :class:`GuestCrashed`, or what a callback has raised."""
         uc = self.uc
+        fault = None
         try:
             uc.emu_start(uc.reg_read(arm.UC_ARM_REG_PC) | 1, NEVER_REACHED, count=instructions)
         except unicorn.UcError as error:
-            raised = uc._hook_exception  # a callback's exception wins over what it led Unicorn to say
-            if raised is not None:
-                raise raised from None
-            return self._after(error)
-        return self._after(None)
+            fault = error
+        if self._raised is not None:  # it wins over what it led Unicorn to say
+            raised, self._raised = self._raised, None
+            raise raised
+        return self._after(fault)
 
     def _after(self, error: Any) -> Stop:
         """Tells an ordinary end of a slice from the ends that Unicorn leaves to us."""
