@@ -5,8 +5,9 @@ The loop, which is what a machine owes its devices:
 1. guest time catches up with the host, at most up to the next alarm (:mod:`machines.guest_time`);
 2. ``dispatch`` delivers that alarm, carries outputs to their sinks, and lets the supervisor see to its
    processes;
-3. interrupt levels are polled and the most urgent exception is entered;
-4. the CPU runs a slice, or, if it sleeps, the board waits in ``dispatch`` for the next alarm or input.
+3. the CPU runs a slice: interrupt levels are polled, the most urgent exception is entered, and so on until
+   the instructions are spent;
+4. if the CPU sleeps, the board waits in ``dispatch`` for the next alarm or input.
 
 Guest time stands still during a slice. Register accesses go straight to the devices' handles; the board
 knows no device by its kind, only its ``mmio`` window and interrupt line from the configuration.
@@ -27,6 +28,7 @@ __all__ = ["Board"]
 SLICE_INSTRUCTIONS = 20_000  # 85 µs of plain code, but 6 ms where every third one is a register access
 SLICE_INSTRUCTIONS_MIN = 1_000
 SLICE_NS = 1_000_000  # a slice that takes longer is too long: guest time and interrupts wait for its end
+EXCEPTIONS_MAX = 64  # in one slice; more is a line that nobody lowers
 SLEEP_MAX_NS = 1_000_000_000  # so a slice that happens to end behind a WFI that was jumped over does no harm
 
 
@@ -57,13 +59,9 @@ class Board:
                 if asleep:
                     self._sleep()
                 self._let_time_pass(asleep=asleep)
-                core = self.core
-                core.nvic.sample(self._levels())
-                if core.nvic.pending:
-                    core.take_exception()
                 asleep = self._run_slice() is Stop.SLEEPS
-                if core.nvic.reset_requested:
-                    core.reset()
+                if self.core.nvic.reset_requested:
+                    self.core.reset()
                 self.after_slice()
         return 0
 
@@ -71,9 +69,20 @@ class Board:
         """For boards that have to tidy up after the guest's stores."""
 
     def _run_slice(self) -> Stop:
-        """Runs a slice, and fits the length of the next one to the time that this one took."""
-        begun_ns = time.monotonic_ns()
-        stop = self.core.run_slice(self._instructions)
+        """Runs a slice, and fits the length of the next one to the time that this one took.
+
+        A return from an exception does not end it: the interrupted code gets its turn before time goes on,
+        or interrupts that come fast (bytes at a serial port) would starve it.
+        """
+        core = self.core
+        for _ in range(EXCEPTIONS_MAX):
+            core.nvic.sample(self._levels())
+            if core.nvic.pending:
+                core.take_exception()
+            begun_ns = time.monotonic_ns()
+            stop = core.run_slice(self._instructions)
+            if stop is not Stop.RETURNED:
+                break
         if stop is Stop.SPENT:
             if time.monotonic_ns() - begun_ns > SLICE_NS:
                 self._instructions = max(SLICE_INSTRUCTIONS_MIN, self._instructions // 2)

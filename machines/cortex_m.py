@@ -76,18 +76,19 @@ class CortexM:
             try:
                 return read(offset, width)
             except BaseException as error:  # noqa: BLE001 - there is C between here and run_slice
-                self._abort(error)
+                self.abort(error)
                 return 0  # into a register of a CPU that runs no further instruction
 
         def on_write(_uc: Any, offset: int, width: int, value: int, _data: Any) -> None:
             try:
                 write(offset, width, value)
             except BaseException as error:  # noqa: BLE001 - as above
-                self._abort(error)
+                self.abort(error)
 
         self.uc.mmio_map(base, size, on_read, None, on_write, None)
 
-    def _abort(self, error: BaseException) -> None:
+    def abort(self, error: BaseException) -> None:
+        """For callbacks of Unicorn's: ends the slice, which then raises ``error``."""
         self._raised = self._raised or error
         self.uc.emu_stop()
 

@@ -6,8 +6,8 @@ chapter "Memory".
 
 Flash is written in two ways. An erase comes as an order from the NVMC, which cannot reach the flash itself;
 the machine carries it out and reports it done. Programming is an ordinary store of the guest: the flash is
-write-protected, the first store to it opens a window until the end of the slice if NVMC's CONFIG.WEN says so,
-and what was stored is then combined with what was there, since programming can only clear bits.
+write-protected, so that each store to it comes here, and takes effect if NVMC's CONFIG.WEN allows it, by
+clearing bits, which is all that programming can do.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ class Microbit(Board):
             core.load(address, data)
         self._nvmc = supervisor[flash_controller]
         self._nvmc.on_output(self._erase)
-        self._before_programming: bytes | None = None
-        self._protect(True)
-        core.uc.hook_add(unicorn.UC_HOOK_MEM_WRITE_PROT, self._on_flash_store)
+        self._programmed: list[tuple[int, int]] = []  # addresses whose code must be forgotten
+        for base, size in ((FLASH_BASE, FLASH_BYTES), (UICR_BASE, UICR_BYTES)):
+            core.uc.mem_protect(base, size, unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC)
+        core.uc.hook_add(unicorn.UC_HOOK_MEM_WRITE_PROT, self._program)
 
     def _erase(self, orders: bytes) -> None:
         """The NVMC's orders; it is told when they are carried out."""
@@ -70,32 +71,23 @@ class Microbit(Board):
             self.core.load(address, ERASED * size)
             self._nvmc.send(ERASE_DONE)
 
-    def _protect(self, protected: bool) -> None:
-        rights = unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC
-        self.core.uc.mem_protect(
-            FLASH_BASE, FLASH_BYTES, rights if protected else rights | unicorn.UC_PROT_WRITE
-        )
-
-    def _on_flash_store(self, uc: Any, _kind: int, address: int, size: int, _value: int, _data: Any) -> bool:
-        """The guest stores to protected memory; false makes that its end."""
-        if not FLASH_BASE <= address < FLASH_BASE + FLASH_BYTES:
-            return False
-        self._before_programming = bytes(uc.mem_read(FLASH_BASE, FLASH_BYTES))
-        self._protect(False)
+    def _program(self, uc: Any, _kind: int, address: int, size: int, value: int, _data: Any) -> bool:
+        """The guest stores to flash. Unicorn has not, and goes on, once this returns true."""
+        try:
+            allowed = self._nvmc.read(NVMC_CONFIG, 4) == CONFIG_WRITE
+        except BaseException as error:  # noqa: BLE001 - there is C between here and run_slice
+            self.core.abort(error)
+            return True
+        if allowed:
+            before = int.from_bytes(uc.mem_read(address, size), "little")
+            uc.mem_write(address, (before & value & ((1 << 8 * size) - 1)).to_bytes(size, "little"))
+            self._programmed.append((address, address + size))
         return True
 
     def after_slice(self) -> None:
-        """Closes the window for programming: bits can only have been cleared, and only if allowed."""
-        before = self._before_programming
-        if before is None:
-            return
-        self._before_programming = None
-        after = bytes(self.core.uc.mem_read(FLASH_BASE, FLASH_BYTES))
-        merged = int.from_bytes(before, "little") & int.from_bytes(after, "little")
-        result = merged.to_bytes(FLASH_BYTES, "little")
-        if result != after:
-            self.core.load(FLASH_BASE, result)
-        self._protect(True)
+        """What was compiled from flash that has been programmed is forgotten."""
+        while self._programmed:
+            self.core.uc.ctl_remove_cache(*self._programmed.pop())
 
 
 def find_firmware(firmware: str, source: str) -> Path:
