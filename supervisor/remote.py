@@ -10,6 +10,7 @@ worker that is awake. They hold as long as nothing is outstanding that could cha
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from supervisor.worker.records import InputKind
 
 __all__ = ["Port", "RemoteHandle"]
 
-SPIN_LOOKS = 300  # looks at the journal before sleeping, some 20 µs: an awake worker answers within
+SPIN_LOOKS = 100  # looks at the journal between two looks at the clock
+SPIN_NS = 150_000  # to wake a worker and hear its answer; sleeping as well would double that
 NEVER_LATCHED = (0, 0, -1)  # record, value, guest time
 
 
@@ -230,10 +232,14 @@ class RemoteHandle(DeviceHandle):
         Past ``request_timeout`` the worker is killed: then the journal says whether the record has happened.
         """
         words = self._words
-        for _ in range(SPIN_LOOKS):
-            if words[layout.PUBLISHED] >= published:
-                return
-        deadline_ns = time.monotonic_ns() + self._request_timeout_ns
+        begun_ns = now_ns = time.monotonic_ns()
+        while now_ns - begun_ns < SPIN_NS:
+            for _ in range(SPIN_LOOKS):
+                if words[layout.PUBLISHED] >= published:
+                    return
+            os.sched_yield()  # on a single core the worker must come first
+            now_ns = time.monotonic_ns()
+        deadline_ns = now_ns + self._request_timeout_ns
         try:
             while not self._arrived(published) and number not in self.ledger.given_up:
                 if self._gone is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -34,7 +35,9 @@ from supervisor.worker.session import Session
 __all__ = ["ControlTube", "DeviceCrashed", "Runtime"]
 
 BATCH_INPUTS = 64  # posted writes per commit: a commit costs as much as a few device calls
-SPIN_LOOKS = 200  # looks at the ring before sleeping, some 15 µs: a reply is often followed by a request
+SPIN_LOOKS = 40  # looks at the ring between two looks at the clock
+SPIN_MIN_NS = 10_000  # a reply is often followed by a request
+SPIN_MAX_NS = 200_000  # a few times what a wake-up costs
 LOOKS_AT_TUBE = 256  # batches after which a busy worker looks whether the supervisor has spoken
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -94,6 +97,7 @@ class Runtime:
         self._stopping = False
         self._applied = 0
         self._output_end = 0
+        self._spin_ns = SPIN_MIN_NS
         self._session: Session
 
     # -- coming to life --------------------------------------------------------------------------
@@ -219,16 +223,28 @@ class Runtime:
         words = self._words
         words[layout.HEARTBEAT] += 1
         applied = self._applied
-        for _ in range(SPIN_LOOKS):
-            if words[layout.SUBMITTED] != applied:
-                return
+        begun_ns = now_ns = time.monotonic_ns()
+        while now_ns - begun_ns < self._spin_ns:
+            for _ in range(SPIN_LOOKS):
+                if words[layout.SUBMITTED] != applied:
+                    return
+            os.sched_yield()  # whoever has work goes first
+            now_ns = time.monotonic_ns()
         words[layout.WORKER_SLEEPS] = 1
         if FENCE is not None:
             with FENCE:
                 pass
         ready = [] if words[layout.SUBMITTED] != applied else self._epoll.poll(self._timeout_s)
         words[layout.WORKER_SLEEPS] = 0
+        self._learn_to_spin(time.monotonic_ns() - now_ns)
         self._serve_descriptors(ready)
+
+    def _learn_to_spin(self, slept_ns: int) -> None:
+        """As KVM polls before it halts: who was woken soon had better spun longer, who slept long less."""
+        if slept_ns < SPIN_MAX_NS:
+            self._spin_ns = min(SPIN_MAX_NS, 2 * self._spin_ns)
+        else:
+            self._spin_ns = max(SPIN_MIN_NS, self._spin_ns // 2)
 
     def _serve_descriptors(self, ready: list[tuple[int, int]]) -> None:
         watched = False
