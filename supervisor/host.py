@@ -84,6 +84,7 @@ class Supervisor:
             self.close()
             raise StartFailed(report)
         self._workers.processes.keep_spares(self.config.supervisor.spares)
+        self._reactor.fresh = False  # that this returns tells it all
 
     def stop(self) -> None:
         """Stops every device in reverse order, each with its deadline, and returns when all are gone."""
@@ -192,8 +193,8 @@ class Supervisor:
         With a clock of the machine's own, alarms are not in it: guest time is the machine's to know.
         """
         timeouts = []
-        if any(handle.has_outputs for handle in self._handles.values()):
-            return 0.0
+        if self._reactor.fresh or any(handle.has_outputs for handle in self._handles.values()):
+            return 0.0  # something has happened, during a request perhaps
         own = self._reactor.timeout_ns()
         if own is not None:
             timeouts.append(own)
@@ -221,9 +222,11 @@ class Supervisor:
         self._deliver_alarms()
         self._deliver_outputs()
         self._deliver_news()
+        self._reactor.fresh = False
 
     def events(self) -> Iterator[Record]:
         """Lifecycle records since the last call; never blocks. Old ones are dropped if nobody reads."""
+        self._reactor.fresh = False
         records = self._reactor.records
         while records:
             yield records.popleft()

@@ -74,6 +74,7 @@ class Reactor:
         self.records: deque[Record] = deque(maxlen=MAX_RECORDS)
         self.news: deque[Record] = deque(maxlen=MAX_RECORDS)  # the same, for observers
         self.outcome: Outcome | None = None
+        self.fresh = False  # records have been made since the host was last told
         self.executor: Executor
 
     def fileno(self) -> int:
@@ -111,6 +112,7 @@ class Reactor:
 
     def publish(self, record: Record) -> None:
         """Adds a lifecycle record."""
+        self.fresh = True
         self.records.append(record)
         self.news.append(record)
         self.executor.published(record)

@@ -66,6 +66,18 @@ def test_given_select_loop_fileno_and_next_timeout_are_all_it_needs() -> None:
         assert restarted[0].outage_ns > 0
 
 
+def test_given_all_has_happened_during_a_request_dispatch_does_not_wait_for_more() -> None:
+    """What a blocking request has pumped through counts as something that has happened."""
+    with census(), Supervisor(board(COUNTING)) as sup:
+        list(sup.events())
+        assert sup.kill("counter", charged=False)
+        while not any(isinstance(record, DeviceRestarted) for record in sup._reactor.records):
+            sup["counter"].read(0x04, 4)
+        assert sup.next_timeout() == 0
+        sup.dispatch(timeout=None)
+        assert any(isinstance(record, DeviceRestarted) for record in sup.events())
+
+
 def test_given_asyncio_devices_are_awaited_while_other_tasks_run() -> None:
     """Under asyncio requests are awaitable, also across a kill, and run() watches over the devices."""
 
