@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= auto
-CHAOS := kill=*,every=5ms,jitter=0.5
+CHAOS := kill=*,every=10ms,jitter=0.5
 
 .PHONY: run test check firmware messages format clean
 
