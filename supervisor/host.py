@@ -21,7 +21,7 @@ from supervisor.config import Config, policy_spec
 from supervisor.device import NO_ALARM
 from supervisor.errors import StartFailed
 from supervisor.handle import Clock, DeviceHandle, LocalHandle
-from supervisor.policy.actions import DeviceFailed, Outcome, Record
+from supervisor.policy.actions import DeviceFailed, DeviceKilled, Outcome, Record
 from supervisor.policy.events import RestartChild, Start, StartChild, Stop, StopChild
 from supervisor.reactor import Reactor
 from supervisor.seat import DeviceCrashed
@@ -309,7 +309,7 @@ class Supervisor:
                 lines.append(f"{record.name}: {record.exception}")
                 lines += [f"    {line}" for line in record.traceback.rstrip().splitlines()]
                 lines += [f"    log: {line}" for line in record.log if line not in record.traceback]
-            elif isinstance(record, DeviceFailed):
+            elif isinstance(record, DeviceFailed | DeviceKilled):
                 lines.append(f"{record.name}: {record.why}")
         return "\n".join(lines)
 
