@@ -8,6 +8,7 @@ Once the exit code is known no signal changes it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -30,6 +31,9 @@ def main() -> None:
         cli(prog_name="tubevisor")
     except SystemExit as leaving:
         code = leaving.code
+    except OSError as error:  # such as a full disk behind stdout
+        code = ExitCode.FAILED
+        _complain(error)
     finally:
         for number in _ENDING:
             signal.signal(number, signal.SIG_IGN)
@@ -53,14 +57,21 @@ def _fill_standard_descriptors() -> None:
 
 
 def _flush() -> bool:
-    """Writes out what is left; false if the reader of our output has gone, which is not worth a message."""
+    """Writes out what is left; false if it cannot be. A reader that has gone is not worth a message."""
     done = True
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:
+        except OSError as error:
             done = False
+            if not isinstance(error, BrokenPipeError):
+                _complain(error)
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, stream.fileno())  # or the interpreter would try again, and complain
             os.close(null)
     return done
+
+
+def _complain(error: OSError) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"tubevisor: {error}\n")

@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import os
+import resource
 import select
 import signal
 import sys
@@ -46,6 +47,10 @@ from supervisor.seat import DeviceCrashed, InputGivenUp
 __all__ = ["prove_board", "run_board"]
 
 PATIENCE_S = 1.0  # a machine that dispatches at all does so every few ms
+DESCRIPTORS = 128  # of our own, of the machine's, and of packets on their way
+DESCRIPTORS_PER_DEVICE = (
+    12  # journal and its mapping, two bells, Tube, log, pidfd; twice while it is replaced
+)
 
 _log = logging.getLogger("tubevisor")
 
@@ -153,6 +158,7 @@ def _run_once(
         outages.record(record)
         _report(record, as_json=as_json)
 
+    _allow_descriptors(config)
     with _ReportedErrors(as_json) as errors, _Signals() as signals:
         with _Foreground(config, signals) as sup:
             for record in sup.events():
@@ -165,6 +171,15 @@ def _run_once(
         if late is not None:
             raise Interrupted(late)
     return _Ran(errors.code, outages.toll([device.name for device in config.devices], kills))
+
+
+def _allow_descriptors(config: Config) -> None:
+    """Raises this process's soft limit, which is low for the sake of select(2), to what the devices need."""
+    wanted = DESCRIPTORS + DESCRIPTORS_PER_DEVICE * (len(config.devices) + config.supervisor.spares)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 @contextlib.contextmanager
@@ -321,7 +336,8 @@ class _ReportedErrors:
                 _say(f"{error}\n{_traceback_of(error.__cause__)}", as_json=self._as_json)
             case TubevisorError() | OSError():
                 _log.info("the command failed", exc_info=error)
-                _say(str(error), as_json=self._as_json)
+                cause = f": {error.__cause__}" if isinstance(error.__cause__, OSError) else ""
+                _say(f"{error}{cause}", as_json=self._as_json)
             case _:
                 return False
         self.code = ExitCode.FAILED

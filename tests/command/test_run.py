@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_given_devices_only_they_run_until_they_have_ended(board: Board) -> None
         ('"mine.parts:Machine"', "mine.parts:Machine is not a subclass of supervisor.Device"),
         ('"mine.parts:Raises"', "ValueError: no such lamp"),
         ('"mine.parts:Lamp", options: {colour: red}', "Lamp takes no options; got colour"),
-        ('"mine.parts:HangsInStart", start_timeout: 200ms', "bad"),
+        ('"mine.parts:HangsInStart", start_timeout: 200ms', "bad: no Ready within start_timeout"),
     ],
 )
 def test_given_device_that_cannot_start_report_names_it(board: Board, device: str, told: str) -> None:
@@ -251,6 +252,43 @@ def test_given_closed_standard_descriptors_it_runs_all_the_same(board: Board) ->
     )
     assert done.returncode == 0
     assert board.has_said("lamp stopped")
+
+
+@pytest.mark.parametrize("arguments", ["schema", "doctor", "doctor --json"])
+def test_given_full_disk_behind_stdout_it_says_so(board: Board, arguments: str) -> None:
+    """What cannot be written is a failure with its reason, not a traceback."""
+    with open("/dev/full", "w") as full, board.start(*arguments.split(), stdout=full) as command:
+        command.wait()
+    assert_silent_end(Ended(command), 1)
+    assert "No space left on device" in command.stderr.read_text()
+
+
+def test_given_low_soft_limit_it_is_raised_to_what_the_devices_need(board: Board) -> None:
+    """Soft limits on descriptors are low for programs that use select(2); the hard limit is what counts."""
+
+    def lower() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+    lamps = [f'name: lamp{number}, device: "mine.parts:Lamp"' for number in range(8)]
+    board.write(LAMP, *lamps, machine="do: leave")
+    with board.start("run", board.config, preexec_fn=lower) as command:
+        command.wait()
+    assert_silent_end(Ended(command), 0)
+
+
+def test_given_hard_limit_too_low_report_says_what_ran_out(board: Board) -> None:
+    """Descriptors that the system does not grant are told by the system's own words."""
+
+    def lower() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+
+    lamps = [f'name: lamp{number}, device: "mine.parts:Lamp"' for number in range(8)]
+    board.write(LAMP, *lamps, machine="do: leave")
+    with board.start("run", board.config, preexec_fn=lower) as command:
+        command.wait()
+    ended = Ended(command)
+    assert_silent_end(ended, 1)
+    assert "Too many open files" in ended.stderr
 
 
 def test_given_ignored_sigint_it_is_not_deaf_to_sigterm(board: Board) -> None:
