@@ -87,13 +87,17 @@ class Rtc(Block):
         self._arm()
 
     def alarm(self, token: int) -> None:
-        if token == TOKEN_TICK:
+        """The counter has stepped to something that counts: all events of this very tick happen together."""
+        value = self.COUNTER.value
+        wanted = self.INTENSET | self.EVTEN
+        if wanted >> TOKEN_TICK & 1:
             self.TICK = 1
-        elif token == TOKEN_OVERFLOW:
+        if wanted >> TOKEN_OVERFLOW & 1 and value == 0:
             self.OVRFLW = 1
-        else:
-            self.COMPARE[token - TOKEN_COMPARE] = 1
-            self.refresh_irq()
+        for channel in range(self.ctx.options.channels):
+            if wanted >> TOKEN_COMPARE + channel & 1 and self.CC[channel] == value:
+                self.COMPARE[channel] = 1
+        self.refresh_irq()
         self._arm()
 
     def _arm(self) -> None:

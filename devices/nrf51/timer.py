@@ -82,9 +82,7 @@ class Timer(Block):
         if not self.started or self.MODE != MODE_COUNTER:
             return
         self.COUNTER.set(self.COUNTER.value + 1)
-        for channel in range(CHANNELS):
-            if self.CC[channel] == self.COUNTER.value:
-                self._match(channel)
+        self._match_all(self.COUNTER.value)
 
     @CLEAR.on_write
     def _clear(self, _value: int) -> None:
@@ -112,16 +110,21 @@ class Timer(Block):
         self.arm(channel)
 
     def alarm(self, token: int) -> None:
-        self._match(token)
-        self.arm_all()
+        self._match_all(self.CC[token])
 
-    def _match(self, channel: int) -> None:
-        self.COMPARE[channel] = 1
+    def _match_all(self, value: int) -> None:
+        """The counter has become ``value``: every channel that waits for it is served, then shortcuts act."""
+        matching = [channel for channel in range(CHANNELS) if self.CC[channel] == value]
+        for channel in matching:
+            self.COMPARE[channel] = 1
         self.refresh_irq()
-        if self.SHORTS >> SHORT_STOP_AT + channel & 1:
-            self._stop(1)
-        if self.SHORTS >> SHORT_CLEAR_AT + channel & 1:
+        shortcuts = self.SHORTS
+        if any(shortcuts >> SHORT_STOP_AT + channel & 1 for channel in matching):
+            self.started = False
+            self.COUNTER.stop()
+        if any(shortcuts >> SHORT_CLEAR_AT + channel & 1 for channel in matching):
             self.COUNTER.set(0)
+        self.arm_all()
 
     def arm_all(self) -> None:
         """Something has changed for every channel."""
