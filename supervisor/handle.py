@@ -11,9 +11,11 @@ as delivered.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from supervisor.config import Mmio
@@ -23,11 +25,26 @@ from supervisor.registers import Access, evaluate_counter
 from supervisor.worker.records import Input, InputKind, Output, OutputKind
 from supervisor.worker.session import Launch, Session
 
-__all__ = ["Clock", "DeviceHandle", "LocalHandle"]
+__all__ = ["Clock", "DeviceFacts", "DeviceHandle", "LocalHandle"]
 
 Clock = Callable[[], int]  # guest time in ns
 ByteSink = Callable[[bytes], None]
 IrqSink = Callable[[int, bool], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What is known of a device just now. ``pid`` is ``None`` while no process serves it.
+
+    ``generation`` counts its processes from 1 (0: none yet), ``restarts`` how often it has come back.
+    ``state`` is one of the policy's words (docs/states.md), or ``in_process``.
+    """
+
+    state: str
+    pid: int | None
+    generation: int
+    restarts: int
+    last_exit: str
 
 
 class DeviceHandle(ABC):
@@ -41,9 +58,37 @@ class DeviceHandle(ABC):
     def __init__(self, name: str, mmio: Mmio | None) -> None:
         self.name = name
         self.mmio = mmio
+        self.ask_facts: Callable[[], DeviceFacts] = _in_process
         self._outputs: deque[Output] = deque()
         self._byte_sink: ByteSink | None = None
         self._irq_sink: IrqSink | None = None
+
+    # -- facts -------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """Where the device is in its life, in the policy's words: ``ready``, ``waiting``, ``failed``..."""
+        return self.ask_facts().state
+
+    @property
+    def pid(self) -> int | None:
+        """The process that serves the device, or ``None``."""
+        return self.ask_facts().pid
+
+    @property
+    def generation(self) -> int:
+        """The number of the device's present process, counted from 1."""
+        return self.ask_facts().generation
+
+    @property
+    def restarts(self) -> int:
+        """How often the device has come back."""
+        return self.ask_facts().restarts
+
+    @property
+    def last_exit(self) -> str:
+        """How the process before the present one ended; empty if there was none."""
+        return self.ask_facts().last_exit
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -121,6 +166,10 @@ class DeviceHandle(ABC):
             elif self._irq_sink is not None:
                 self._irq_sink(output.detail >> 1, bool(output.detail & 1))
         return delivered
+
+
+def _in_process() -> DeviceFacts:
+    return DeviceFacts("in_process", os.getpid(), 1, 0, "")
 
 
 class _NoLoop:

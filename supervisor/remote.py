@@ -335,8 +335,12 @@ class RemoteHandle(DeviceHandle):
         return fd
 
     def go(self, reason: str) -> None:
-        """The device is stopped or given up: every request, waiting or to come, is told so."""
-        self._gone = DeviceGone(f"{self.name}: {reason}")
+        """The device is stopped or given up: every request, waiting or to come, is told so.
+
+        The first reason is kept: that all has stopped since explains nothing.
+        """
+        if self._gone is None:
+            self._gone = DeviceGone(f"{self.name}: {reason}")
         self._set_tables()
         waiters, self.ledger.waiters = self.ledger.waiters, {}
         for waiter in waiters.values():

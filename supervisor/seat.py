@@ -82,7 +82,6 @@ class Seat:
     uncharged: bool = False
     refused: bool = False
     start_fresh: bool = False
-    restarts: int = 0
     last_exit: str = ""
     last_words: Failed | None = None
     log: LogTail = field(default_factory=LogTail)
@@ -122,7 +121,7 @@ class Seat:
             last_exit=self.last_exit,
             heartbeat_every_ns=config.child.heartbeat.every_ns if config.child.heartbeat else 0,
             start_fresh=self.start_fresh,
-            working_directory=os.getcwd(),
+            working_directory=_working_directory(),
             environment=dict(config.env),
             log_level=logging.getLogger(f"tubevisor.device.{config.name}").getEffectiveLevel(),
             now_ns=now_ns,
@@ -155,6 +154,14 @@ def exit_reason(wait_status: int | None) -> ExitReason:
         return ExitReason(ExitKind.UNKNOWN)
     code = os.waitstatus_to_exitcode(wait_status)
     return ExitReason(ExitKind.EXITED, code) if code >= 0 else ExitReason(ExitKind.SIGNALED, -code)
+
+
+def _working_directory() -> str:
+    """Where we are; empty where that directory has been removed: a worker then stays where the zygote is."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def _umask() -> int:

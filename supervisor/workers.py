@@ -14,19 +14,19 @@ import select
 import signal
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import msgspec
 
+from supervisor import policy
 from supervisor.config import Config
-from supervisor.handle import Clock
+from supervisor.handle import Clock, DeviceFacts
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
 from supervisor.policy import Restart
 from supervisor.policy.actions import (
     DeviceDied,
     DeviceFailed,
-    DeviceReady,
-    DeviceRestarted,
     DeviceStopped,
     GaveUp,
     Record,
@@ -82,6 +82,7 @@ class Workers:
                 request_timeout_ns=device.request_timeout_ns,
                 poison=device.poison,
             )
+            handle.ask_facts = partial(self.facts, device.name)
             self._seats[device.name] = Seat(device, handle)
             reactor.watch(handle.ledger.answer_fd, _ignore, _EDGE)
 
@@ -95,6 +96,13 @@ class Workers:
     def seat(self, name: str) -> Seat:
         """The device's seat, to look at."""
         return self._seats[name]
+
+    def facts(self, name: str) -> DeviceFacts:
+        """What is known of a device just now."""
+        seat = self._seats[name]
+        child = policy.child(self._reactor.state, name)
+        pid = seat.worker.pid or None if seat.worker is not None else None
+        return DeviceFacts(child.state.value, pid, child.generation, child.restarts, seat.last_exit)
 
     def send_signal(self, name: str, number: int, *, charged: bool) -> int | None:
         """Sends a signal to the worker that serves; returns its pid, or ``None`` where none does."""
@@ -144,8 +152,6 @@ class Workers:
 
     def published(self, record: Record) -> None:
         match record:
-            case DeviceReady() | DeviceRestarted():
-                self._seats[record.name].restarts = record.restarts
             case GaveUp():
                 self._seats[record.culprit].handle.go("its restart budget is spent")
             case SupervisorStopped():

@@ -34,6 +34,7 @@ RANKS = {
     "supervisor.processes": 8,
     "supervisor.seat": 8,
     "supervisor.workers": 9,
+    "supervisor.events": 9,
     "supervisor.host": 10,
     "supervisor.aio": 10,
     "supervisor.chaos": 11,

@@ -167,3 +167,21 @@ def test_given_start_events_tell_the_story_once() -> None:
         first = list(sup.events())
         assert isinstance(first[-1], SupervisorReady)
         assert list(sup.events()) == []
+
+
+def test_given_handle_its_facts_follow_the_device() -> None:
+    """state, pid, generation, restarts and last_exit are those of the present process."""
+    with census(), Supervisor(board(COUNTING)) as sup:
+        counter = sup["counter"]
+        pid = counter.pid
+        assert (counter.state, counter.generation, counter.restarts, counter.last_exit) == ("ready", 1, 0, "")
+        assert sup.kill("counter", charged=False) == pid
+        while counter.restarts == 0:
+            sup.dispatch(1)
+        assert (counter.state, counter.generation) == ("ready", 2)
+        assert counter.pid != pid
+        assert counter.last_exit == "was killed by signal 9"
+        sup.stop_device("counter")
+        while counter.state != "down":
+            sup.dispatch(1)
+        assert counter.pid is None

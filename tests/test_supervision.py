@@ -177,6 +177,8 @@ def test_given_budget_spent_supervisor_gives_up_and_requests_say_so() -> None:
             sup["faulty"].write(0x100, 4, 1)
         while sup.outcome is None:
             sup.dispatch(1)
+        with pytest.raises(DeviceGone, match="its restart budget is spent"):
+            sup["faulty"].read(0, 4)
         assert sup.outcome.kind is OutcomeKind.GAVE_UP
         assert sup.outcome.culprit == "faulty"
         assert any(isinstance(record, GaveUp) for record in sup.events())
