@@ -25,6 +25,7 @@ from supervisor.handle import DeviceHandle
 
 __all__ = ["Board"]
 
+EXIT_FAILED = 1
 SLICE_INSTRUCTIONS = 20_000  # 85 µs of plain code, but 6 ms where every third one is a register access
 SLICE_INSTRUCTIONS_MIN = 1_000
 SLICE_NS = 1_000_000  # a slice that takes longer is too long: guest time and interrupts wait for its end
@@ -56,6 +57,8 @@ class Board:
             self.core.reset()
             asleep = False
             while not self._console.ended:
+                if self._sup.outcome is not None:
+                    return EXIT_FAILED  # a guest that sleeps would never learn that its devices are gone
                 if asleep:
                     self._sleep()
                 self._let_time_pass(asleep=asleep)

@@ -130,3 +130,24 @@ def test_given_no_unicorn_the_command_says_what_to_install() -> None:
     assert done.returncode != 0
     assert "pip install 'tubevisor[unicorn]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_given_device_that_is_given_up_a_sleeping_guest_does_not_keep_the_board() -> None:
+    """Over budget the command reports and ends, though nobody types anything."""
+    chaos = ["--chaos", "kill=rng0,every=1ms,charge=yes", "--set", "supervisor.intensity=3"]
+    read_end, write_end = os.pipe()
+    try:
+        done = subprocess.run(
+            [*COMMAND, "run", str(CONFIG / "demo.yaml"), *chaos],
+            stdin=read_end,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=CONFIG.parent,
+            check=False,
+        )
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    assert done.returncode == 1
+    assert "gave up" in done.stderr
