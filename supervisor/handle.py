@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from supervisor.config import Mmio
+from supervisor.datasheet import AccessTable, evaluate_counter
 from supervisor.device import NO_ALARM, Device
 from supervisor.errors import LocalError
-from supervisor.registers import Access, evaluate_counter
 from supervisor.worker.records import Input, InputKind, Output, OutputKind
 from supervisor.worker.session import Launch, Session
 
@@ -202,14 +202,9 @@ class LocalHandle(DeviceHandle):
         self._number = 0
         self._session.start(clock())
         self._words = self._session.words
-        self._plain: dict[int, int] = {}
-        self._counters: dict[int, tuple[int, int]] = {}
-        for entry in device_class.sheet.map().entries:
-            if entry.read == Access.PLAIN:
-                for index in range(entry.count):
-                    self._plain[entry.offset + index * entry.stride] = entry.slot + index
-            elif entry.read == Access.COUNTER and entry.offset >= 0:
-                self._counters[entry.offset] = (entry.slot, entry.mask)
+        table = AccessTable(device_class.sheet.map())
+        self._plain = table.plain | table.captured  # here a capture has happened when it returns
+        self._counters = table.counters
         self._collect()
 
     def read(self, offset: int, size: int) -> int:

@@ -12,46 +12,30 @@ All of it is the same for a device inside the emulator's process and for one in 
 those of a hardware manual: an offset belongs to one register, arrays have a stride, reserved bits read as
 the mask says.
 
-Invariants: a register's words never move while the class lives; ``RegisterMap`` is a pure value, and all
-that a supervisor ever learns of a device's registers.
+Invariant: a register's words never move while the class lives. What a supervisor learns of all this is a
+pure value (``supervisor.datasheet``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, TypeVar, overload
 
+from supervisor.datasheet import Access, RegisterEntry, RegisterMap, evaluate_counter
 from supervisor.errors import LocalError
 
 __all__ = [
     "POSTED",
     "REQUEST",
-    "Access",
     "Capture",
     "Counter",
     "CounterView",
     "Register",
-    "RegisterEntry",
-    "RegisterMap",
+    "Sheet",
     "Task",
-    "evaluate_counter",
 ]
 
-WORD_MASK = 2**64 - 1
 NANOSECONDS = 1_000_000_000
-
-
-class Access(IntEnum):
-    """How a read or a write of a register reaches the device."""
-
-    REQUEST = 0  # a round trip to the worker
-    PLAIN = 1  # read: straight from shared memory
-    COUNTER = 2  # read: evaluated by the machine
-    CAPTURED = 3  # read: plain, or what the machine itself latched a moment ago
-    POSTED = 4  # write: queued
-    CAPTURE = 5  # write: queued, and latched by the machine at once
 
 
 REQUEST = Access.REQUEST
@@ -190,11 +174,6 @@ class Task(Register):
     def store(self, device: Any, index: int, value: int) -> None:
         if self.write_handler is not None:
             super().store(device, index, value)
-
-
-def evaluate_counter(base: int, since_ns: int, ticks: int, per_ns: int, now_ns: int, mask: int) -> int:
-    """The value of a counter at ``now_ns``: ``base`` plus ``ticks`` per ``per_ns`` of guest time."""
-    return (base + (now_ns - since_ns) * ticks // per_ns) & mask
 
 
 class CounterView:
@@ -358,31 +337,6 @@ class Capture(Task):
             into_slot=self.into.slot,
             mask=self.counter.mask & self.into.mask,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class RegisterEntry:
-    """One line of a data sheet as a value; ``offset`` -1: not readable by the guest."""
-
-    name: str
-    offset: int
-    count: int
-    stride: int
-    width: int
-    slot: int
-    read: int
-    write: int
-    counter_slot: int = -1
-    into_slot: int = -1
-    mask: int = WORD_MASK
-
-
-@dataclass(frozen=True, slots=True)
-class RegisterMap:
-    """All of a device's registers: what the supervisor knows of them. ``words``: how many it publishes."""
-
-    entries: tuple[RegisterEntry, ...]
-    words: int
 
 
 class Sheet:

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from supervisor.config import Mmio
+from supervisor.datasheet import AccessTable, RegisterMap, evaluate_counter
 from supervisor.device import NO_ALARM
 from supervisor.errors import DeviceGone
 from supervisor.handle import Clock, DeviceHandle
 from supervisor.ledger import SOMETHING, Ledger, Waiter
 from supervisor.memory.fence import FENCE
-from supervisor.registers import Access, RegisterMap, evaluate_counter
 from supervisor.worker import journal as layout
 from supervisor.worker.journal import JournalCorrupt
 from supervisor.worker.records import InputKind
@@ -364,31 +364,11 @@ class RemoteHandle(DeviceHandle):
         self._registers = self.ledger.journal.registers
 
     def _set_tables(self) -> None:
-        """Sorts the data sheet by what can be answered here. A device that is gone answers nothing."""
-        self._plain: dict[int, int] = {}
-        self._captured: dict[int, int] = {}
-        self._counters: dict[int, tuple[int, int]] = {}
-        self._writes: dict[int, int] = {}
-        self._captures: list[tuple[int, int, int]] = []
+        """Compiles what can be answered here. A device that is gone answers nothing."""
+        table = AccessTable(self._map if self._gone is None else RegisterMap((), 0))
+        self._plain = table.plain
+        self._captured = table.captured
+        self._counters = table.counters
+        self._writes = table.writes
+        self._captures = table.captures
         self._latched: dict[int, tuple[int, int, int]] = {}
-        if self._gone is not None:
-            return
-        captured_slots: set[int] = set()
-        for entry in self._map.entries:
-            if entry.offset < 0:
-                continue
-            for index in range(entry.count):
-                offset = entry.offset + index * entry.stride
-                if entry.read == Access.PLAIN:
-                    self._plain[offset] = entry.slot + index
-                elif entry.read == Access.COUNTER:
-                    self._counters[offset] = (entry.slot, entry.mask)
-                if entry.write == Access.POSTED:
-                    self._writes[offset] = -1
-                elif entry.write == Access.CAPTURE:
-                    self._writes[offset] = len(self._captures)
-                    self._captures.append((entry.counter_slot, entry.into_slot + index, entry.mask))
-                    captured_slots.add(entry.into_slot + index)
-        self._captured = {offset: slot for offset, slot in self._plain.items() if slot in captured_slots}
-        for offset in self._captured:
-            del self._plain[offset]

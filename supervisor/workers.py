@@ -20,6 +20,7 @@ import msgspec
 
 from supervisor import policy
 from supervisor.config import Config
+from supervisor.datasheet import RegisterMap
 from supervisor.handle import Clock, DeviceFacts
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
@@ -35,7 +36,6 @@ from supervisor.policy.actions import (
 from supervisor.policy.events import Gone, Hello, Ready, Refused, Silent, SpawnFailed
 from supervisor.processes import BrokenContract, Processes
 from supervisor.reactor import Reactor
-from supervisor.registers import RegisterMap
 from supervisor.remote import Port, RemoteHandle
 from supervisor.seat import InputGivenUp, Seat, exit_reason
 from supervisor.switchboard import Switchboard

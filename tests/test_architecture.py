@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 RANKS = {
     "supervisor.errors": 0,
     "supervisor.exit_codes": 0,
-    "supervisor.registers": 1,
-    "supervisor.device": 2,
+    "supervisor.datasheet": 1,
+    "supervisor.registers": 2,
+    "supervisor.device": 3,
     "supervisor.messages_pb2": 0,
     "supervisor.policy": 1,
     "supervisor.tube": 1,
@@ -51,6 +52,7 @@ LATE = {("supervisor.host", "supervisor.aio"), ("supervisor", "supervisor.host")
 PURE = {
     "supervisor.errors",
     "supervisor.exit_codes",
+    "supervisor.datasheet",
     "supervisor.registers",
     "supervisor.device",
     "supervisor.policy",

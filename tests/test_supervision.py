@@ -238,6 +238,32 @@ def test_given_stopped_worker_heartbeat_kills_and_replaces_it() -> None:
         assert sup["asked"].call_bytes(b"pid") != pid
 
 
+def test_given_busy_worker_with_heartbeat_it_is_not_taken_for_silent() -> None:
+    """A worker that has work all the time beats between its batches."""
+    config = board(COUNTING + ", heartbeat: {every: 20ms, timeout: 60ms}")
+    with census(), Supervisor(config) as sup:
+        counter = sup["counter"]
+        until = time.monotonic() + 0.5
+        written = 0
+        while time.monotonic() < until:
+            counter.write(0x08, 4, 1)
+            written += 1
+            if written % 100 == 0:
+                sup.dispatch(0)
+        assert counter.read(0x00, 4) == written
+        assert not _records(sup, DeviceDied)
+
+
+def test_given_state_that_cannot_be_saved_the_input_is_to_blame() -> None:
+    """A snapshot that raises is a crash of the device, on account of the input before it."""
+    device = f'name: u, device: "{NAUGHTY}:Unspeakable", backoff: {{max: 0s}}'
+    with census(), Supervisor(board(device)) as sup:
+        sup["u"].send(b"x")
+        assert sup["u"].read(0x04, 4) == 1
+        crashes = _records(sup, DeviceCrashed)
+        assert [crash.exception for crash in crashes] == ["TypeError: this state is beyond words"] * 3
+
+
 def test_given_worker_it_holds_its_own_descriptors_only() -> None:
     """Stdio, its Tube, its bells, its loop: no Tube of another, no end of the supervisor's, no journal."""
     config = board(INQUISITIVE, COUNTING, supervisor="spares: 1")

@@ -1,14 +1,8 @@
 """The worker's loop: inputs from the journal, state back into it, control through the Tube.
 
-One thread. The order of things is the promise of the project, so it stands here in one place:
-
-1. handle a batch of inputs (up to and with the first one that somebody waits for);
-2. write their outputs beyond the visible end of the output ring;
-3. write the whole state into the free slot, then store ``COMMIT``: now it has happened;
-4. publish registers, levels, outputs, and last of all the number of the last input applied.
-
-A new worker publishes the last commit again before it does anything else. Where outputs find no room the
-worker waits for the supervisor (back-pressure); where a commit finds none it asks for a larger journal.
+One thread. It handles a batch of inputs, up to and with the first one that somebody waits for, and commits
+them together (see ``committer``); then it looks for more, spins a little, and sleeps. A new worker commits
+what it has restored, and so shows the last commit again, before it does anything else.
 """
 
 from __future__ import annotations
@@ -20,15 +14,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import msgspec
-
-from supervisor.device import NO_ALARM
 from supervisor.errors import LocalError
 from supervisor.memory.fence import FENCE
 from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
-from supervisor.tube import Tube, UnknownProcess
+from supervisor.tube import Tube, TubeError, UnknownProcess
 from supervisor.worker import journal as layout
-from supervisor.worker.journal import Commit, Journal
+from supervisor.worker.committer import Committer, unpack_state
+from supervisor.worker.journal import Commit, Journal, JournalCorrupt
 from supervisor.worker.records import Input, InputKind
 from supervisor.worker.session import Session
 
@@ -39,9 +31,6 @@ SPIN_LOOKS = 40  # looks at the ring between two looks at the clock
 SPIN_MIN_NS = 10_000  # a reply is often followed by a request
 SPIN_MAX_NS = 200_000  # a few times what a wake-up costs
 LOOKS_AT_TUBE = 256  # batches after which a busy worker looks whether the supervisor has spoken
-
-_pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(tuple[dict[int, int], bytes]).decode
 
 
 class ControlTube(Protocol):
@@ -80,10 +69,7 @@ class Runtime:
     ) -> None:
         self._tube = tube
         self._generation = generation
-        self._journal = journal
-        self._words = journal.words
-        self._answer_fd = answer_fd
-        self._doorbell_fd = doorbell_fd
+        self._committer = Committer(journal, answer_fd, self)
         self._timeout_s = heartbeat_every_ns / 2e9 if heartbeat_every_ns else None
         self._epoll = select.epoll()
         self._epoll.register(doorbell_fd, select.EPOLLIN | select.EPOLLET)
@@ -95,8 +81,7 @@ class Runtime:
         self._handed: deque[Callable[[], None]] = deque()
         self._requests = 0
         self._stopping = False
-        self._applied = 0
-        self._output_end = 0
+        self._batch = 1
         self._spin_ns = SPIN_MIN_NS
         self._session: Session
 
@@ -108,20 +93,20 @@ class Runtime:
         ``fresh`` leaves the committed state unused. Raises :class:`DeviceCrashed` with the phase that failed.
         """
         self._session = session
-        if len(session.words) > self._journal.layout.register_words:
-            self._grow(0, 0)
-        commit = self._journal.read_commit()
+        committer = self._committer
+        if len(session.words) > committer.journal.layout.register_words:
+            self.ask_for_growth(output_bytes=0, state_bytes=0, register_words=len(session.words))
+        commit = committer.journal.read_commit()
         try:
             session.start(now_ns)
         except Exception as error:
             raise DeviceCrashed(Failed.PHASE_START) from error
         if commit is not None:
-            self._applied = commit.applied
-            self._output_end = commit.output_end
+            committer.go_on_from(commit)
             session.outputs.clear()  # said already, by the first process
             if not fresh:
                 self._restore(commit)
-        self._commit(self._applied)
+        self._commit(committer.applied, Failed.PHASE_START)
 
     def _restore(self, commit: Commit) -> None:
         session = self._session
@@ -129,7 +114,7 @@ class Runtime:
             if len(commit.registers) != 8 * len(session.words):
                 words = len(commit.registers) // 8
                 raise ValueError(f"{words} register words; the data sheet has {len(session.words)}")
-            alarms, state = _unpack(commit.state)
+            alarms, state = unpack_state(commit)
             session.words[:] = memoryview(commit.registers).cast("Q")
             session.irq_levels = commit.irq_levels
             session.alarms = alarms
@@ -176,31 +161,31 @@ class Runtime:
 
     def serve(self) -> None:
         """Handles inputs until the supervisor asks to stop and everything submitted is committed."""
-        words = self._words
+        committer = self._committer
         batches = 0
         while True:
-            if words[layout.SUBMITTED] != self._applied:
+            if committer.words[layout.SUBMITTED] != committer.applied:
                 self._handle_batch()
-                words = self._words  # a grown journal brings new ones
                 batches += 1
-                if batches % LOOKS_AT_TUBE:
-                    continue
-                self._hear(0)
+                if batches % LOOKS_AT_TUBE == 0:
+                    self._hear(0)
             elif self._stopping:
                 break
             else:
                 self._sleep()
-                words = self._words
         try:
             self._session.device.stop()
         except Exception as error:
             raise DeviceCrashed(Failed.PHASE_STOP) from error
 
     def _handle_batch(self) -> None:
-        journal, words, session = self._journal, self._words, self._session
-        number = self._applied
+        journal, words, session = self._committer.journal, self._committer.words, self._session
+        number = self._committer.applied
         submitted = words[layout.SUBMITTED]
-        for _ in range(BATCH_INPUTS):
+        words[layout.HEARTBEAT] += 1
+        # A young worker begins with one input a commit: if it is one that kills, it is known which.
+        batch, self._batch = self._batch, min(BATCH_INPUTS, 2 * self._batch)
+        for _ in range(batch):
             words[layout.HANDLING] = number + 1
             record, after, out_of_line = journal.get_input(number)
             if out_of_line:
@@ -209,8 +194,15 @@ class Runtime:
             number = after
             if number == submitted or record.kind in (InputKind.READ, InputKind.WRITE, InputKind.CALL):
                 break
-        words[layout.HANDLING] = 0
-        self._commit(number)
+        self._commit(number, Failed.PHASE_REQUEST)
+
+    def _commit(self, applied: int, phase: Failed.Phase.ValueType) -> None:
+        try:
+            self._committer.commit(self._session, applied)
+        except (TubeError, JournalCorrupt):
+            raise
+        except Exception as error:
+            raise DeviceCrashed(phase, applied) from error
 
     def _handle(self, session: Session, record: Input) -> None:
         try:
@@ -220,9 +212,9 @@ class Runtime:
 
     def _sleep(self) -> None:
         """Waits for a doorbell, the Tube or a watched descriptor; the heart beats meanwhile."""
-        words = self._words
+        words = self._committer.words
         words[layout.HEARTBEAT] += 1
-        applied = self._applied
+        applied = self._committer.applied
         begun_ns = now_ns = time.monotonic_ns()
         while now_ns - begun_ns < self._spin_ns:
             for _ in range(SPIN_LOOKS):
@@ -258,7 +250,7 @@ class Runtime:
             self._handle_watched(self._handed.popleft())
             watched = True
         if watched:
-            self._commit(self._applied)
+            self._commit(self._committer.applied, Failed.PHASE_REQUEST)
 
     def _handle_watched(self, handler: Callable[[], None]) -> None:
         try:
@@ -266,100 +258,21 @@ class Runtime:
         except Exception as error:
             raise DeviceCrashed(Failed.PHASE_REQUEST) from error
 
-    # -- commit and publish ----------------------------------------------------------------------
+    # -- Waiting, for the committer --------------------------------------------------------------
 
-    def _commit(self, applied: int) -> None:
-        """Makes everything up to ``applied`` happen at once, then shows it."""
-        session = self._session
-        outputs = session.outputs
-        state = self._packed_state(applied)
-        needs = 0
-        for output in outputs:
-            needs += self._journal.output_needs(output)
-        if needs or self._journal.slot_needs(state) > self._journal.layout.state_bytes:
-            self._make_room(needs, state)
-        end = self._output_end
-        for output in outputs:
-            end = self._journal.put_output(end, output)
-        outputs.clear()
-        state.output_end = end
-        commit = self._words[layout.COMMIT] + 1
-        self._journal.write_slot(commit, state)
-        self._words[layout.COMMIT] = commit
-        self._applied = applied
-        self._output_end = end
-        self._publish(state)
+    def wait_for_bell(self) -> None:
+        ready = self._epoll.poll(self._timeout_s)
+        if any(fd == self._tube.fileno() for fd, _mask in ready):
+            self._hear(0)
 
-    def _packed_state(self, applied: int) -> Commit:
-        session = self._session
-        return Commit(
-            applied=applied,
-            output_end=self._output_end,
-            irq_levels=session.irq_levels,
-            next_alarm_ns=session.next_alarm_ns if session.alarms else NO_ALARM,
-            state_version=session.device.state_version,
-            registers=session.words.tobytes(),
-            state=_pack((session.alarms, session.device.snapshot())),
-        )
-
-    def _publish(self, state: Commit) -> None:
-        words = self._words
-        self._journal.registers[: len(self._session.words)] = self._session.words
-        noteworthy = words[layout.OUTPUT_END] != state.output_end
-        noteworthy |= words[layout.NEXT_ALARM] != state.next_alarm_ns
-        words[layout.IRQ_LEVELS] = state.irq_levels
-        words[layout.NEXT_ALARM] = state.next_alarm_ns
-        words[layout.OUTPUT_END] = state.output_end
-        words[layout.PUBLISHED] = state.applied
-        if FENCE is None:
-            noteworthy = True
-        else:
-            with FENCE:
-                pass
-        wanted = words[layout.WANTED]
-        if noteworthy or (wanted and wanted <= state.applied):
-            self._ring()
-
-    def _ring(self) -> None:
-        try:
-            os.eventfd_write(self._answer_fd, 1)
-        except BlockingIOError:
-            pass  # it has been ringing for 2^64 times; the supervisor will look
-
-    def _make_room(self, output_bytes: int, state: Commit) -> None:
-        """Returns when the journal can take the commit: grown if it never could, else drained enough."""
-        journal = self._journal
-        if (
-            output_bytes > journal.layout.output_bytes
-            or journal.slot_needs(state) > journal.layout.state_bytes
-        ):
-            self._grow(output_bytes, journal.slot_needs(state))
-        words = self._words
-        while True:
-            used = self._output_end - words[layout.CONSUMED]
-            if used + output_bytes <= self._journal.layout.output_bytes:
-                return
-            words[layout.WORKER_SLEEPS] = 1
-            if FENCE is not None:
-                with FENCE:
-                    pass
-            if used == self._output_end - words[layout.CONSUMED]:
-                self._ring()
-                ready = self._epoll.poll(self._timeout_s)
-                if any(fd == self._tube.fileno() for fd, _mask in ready):
-                    self._hear(0)
-                words = self._words
-            words[layout.WORKER_SLEEPS] = 0
-            words[layout.HEARTBEAT] += 1
-
-    def _grow(self, output_bytes: int, state_bytes: int) -> None:
-        before = self._journal
+    def ask_for_growth(self, *, output_bytes: int, state_bytes: int, register_words: int) -> None:
+        before = self._committer.journal
         message = WorkerMessage(generation=self._generation)
         message.journal_full.output_bytes = output_bytes
         message.journal_full.state_bytes = state_bytes
-        message.journal_full.register_words = len(self._session.words)
+        message.journal_full.register_words = register_words
         self._tube.tell(message)
-        while self._journal is before:
+        while self._committer.journal is before:
             self._hear(None)
 
     # -- the Tube --------------------------------------------------------------------------------
@@ -396,6 +309,6 @@ class Runtime:
                 pass  # a newer supervisor's message: nothing that this worker knows to do
 
     def _swap_journal(self, grown: Journal) -> None:
-        self._journal.close()
-        self._journal = grown
-        self._words = grown.words
+        old = self._committer.journal
+        self._committer.use(grown)
+        old.close()

@@ -110,7 +110,7 @@ class Hostile(Counting):
     @property
     def _words(self) -> Any:
         runtime: Any = self.ctx._loop  # type: ignore[attr-defined]
-        return runtime._words
+        return runtime._committer.words
 
     def _attack_output_end_far_away(self) -> None:
         self._words[layout.OUTPUT_END] = 2**63
@@ -122,6 +122,6 @@ class Hostile(Counting):
 
     def _attack_whole_journal(self) -> None:
         runtime: Any = self.ctx._loop  # type: ignore[attr-defined]
-        view = runtime._journal.bytes
+        view = runtime._committer.journal.bytes
         view[: len(view)] = b"\xff" * len(view)
         os._exit(1)

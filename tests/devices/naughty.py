@@ -178,6 +178,15 @@ class Inquisitive(Device):
         return b"?"
 
 
+class Unspeakable(Counting):
+    """Its state cannot be put into bytes once TRACE was written."""
+
+    def snapshot(self) -> bytes:
+        if self.history:
+            raise TypeError("this state is beyond words")
+        return super().snapshot()
+
+
 class Sabotaged(Counting):
     """Kills itself at the n-th store into its journal's header or rings; the next generation does not."""
 
@@ -194,8 +203,9 @@ class Sabotaged(Counting):
         if self._armed:
             runtime: Any = self.ctx._loop  # type: ignore[attr-defined]
             fuse = _Fuse(self.ctx.options.kill_at)
-            journal = runtime._journal
-            runtime._words = journal.words = _FusedWords(journal.words, fuse)
+            committer = runtime._committer
+            journal = committer.journal
+            committer.words = journal.words = _FusedWords(journal.words, fuse)
             journal.registers = _FusedWords(journal.registers, fuse)
             journal.put_output = fuse.before(journal.put_output)
             journal.write_slot = fuse.before(journal.write_slot)
