@@ -40,9 +40,11 @@ RANKS = {
     "supervisor.aio": 10,
     "supervisor.chaos": 11,
     "supervisor.doctor": 11,
-    "supervisor.running": 12,
-    "supervisor.commands": 13,
-    "supervisor.cli": 14,
+    "supervisor.foreground": 11,
+    "supervisor.reporting": 12,
+    "supervisor.running": 13,
+    "supervisor.commands": 14,
+    "supervisor.cli": 15,
 }
 """A module imports modules of a lower rank, or of its own room. Same rank: not at all."""
 
