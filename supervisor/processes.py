@@ -43,6 +43,8 @@ class BrokenContract(Exception):
 class Owner(Protocol):
     """Who is told of workers that have been taken. ``on_message`` may raise :class:`BrokenContract`."""
 
+    def on_forked(self, worker: WorkerProcess) -> None: ...
+
     def on_hello(self, worker: WorkerProcess) -> None: ...
 
     def on_message(
@@ -163,6 +165,8 @@ class Processes:
         assert worker.pidfd is not None  # noqa: S101 - the report says so
         worker.tube.target_pid = worker.pid
         self._reactor.watch(worker.pidfd.fileno(), lambda _mask: self._on_death(worker))
+        if worker.ticket in self._taken:
+            self._owner.on_forked(worker)
         if worker.ticket in self._kill_wanted or worker.mute:
             worker.kill()
 

@@ -33,7 +33,7 @@ from supervisor.policy.actions import (
     Record,
     SupervisorStopped,
 )
-from supervisor.policy.events import Gone, Hello, Ready, Refused, Silent, SpawnFailed
+from supervisor.policy.events import Forked, Gone, Hello, Ready, Refused, Silent, SpawnFailed
 from supervisor.processes import BrokenContract, Processes
 from supervisor.reactor import Reactor
 from supervisor.remote import Port, RemoteHandle
@@ -129,6 +129,8 @@ class Workers:
             return
         seat.worker = worker
         self._by_ticket[worker.ticket] = seat
+        if worker.pidfd is not None:
+            self._reactor.post(Forked(name, generation))
         if worker.hello:
             self._assign(seat)
 
@@ -167,6 +169,10 @@ class Workers:
                 self._seats[record.name].handle.go("the device is stopped")
 
     # -- Owner of the processes ------------------------------------------------------------------
+
+    def on_forked(self, worker: WorkerProcess) -> None:
+        seat = self._by_ticket[worker.ticket]
+        self._reactor.post(Forked(seat.name, seat.generation))
 
     def on_hello(self, worker: WorkerProcess) -> None:
         self._assign(self._by_ticket[worker.ticket])

@@ -69,6 +69,29 @@ def test_given_device_with_options_start_hands_them_over() -> None:
         assert sup["w"].read(0, 4) == 77
 
 
+def test_given_many_devices_and_a_slow_zygote_each_hello_is_due_from_its_own_fork() -> None:
+    """The last of many is forked long after it was ordered: that is not held against it."""
+    devices = [
+        f'name: d{number}, device: "tests.devices.counting:Counting", hello_timeout: 1s, start_timeout: 60s'
+        for number in range(60)
+    ]
+    config = board(*devices, supervisor="preload: [tests.devices.sleepy], intensity: 0")
+    with census(), Supervisor(config) as sup:
+        assert {handle.generation for handle in sup.devices.values()} == {1}
+
+
+def test_given_spare_taken_the_policy_knows_that_it_exists() -> None:
+    """A spare was forked before it was taken: its Hello is due at once, not after the patience for a fork."""
+    config = board(COUNTING, supervisor="spares: 1, intensity: 0")
+    with census(), Supervisor(config) as sup:
+        while len(living_descendants()) < 3:  # zygote, worker, spare
+            sup.dispatch(0.05)
+        sup.restart_device("counter")
+        while not _records(sup, DeviceRestarted):
+            sup.dispatch(1)
+        assert sup._reactor.state.children["counter"].forked
+
+
 def test_given_crashing_request_thrice_caller_gets_device_error_and_the_rest_lives_on() -> None:
     """A poison request is answered with DeviceError; state and later requests are unharmed."""
     with census(), Supervisor(board(FAULTY)) as sup:

@@ -167,7 +167,7 @@ class Impossible(Record):
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start a process for this generation. Answered by Hello, Gone or SpawnFailed."""
+    """Start a process for this generation. Answered by Forked and Hello, Gone or SpawnFailed."""
 
     name: str
     generation: int

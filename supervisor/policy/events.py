@@ -17,6 +17,7 @@ __all__ = [
     "Event",
     "ExitKind",
     "ExitReason",
+    "Forked",
     "Gone",
     "Hello",
     "Ready",
@@ -101,6 +102,14 @@ class RestartChild:
 
 
 @dataclass(frozen=True, slots=True)
+class Forked:
+    """The process exists: its Hello is due from now. May come after its Hello, or never."""
+
+    name: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """The process is up and has proved who it is."""
 
@@ -152,7 +161,7 @@ class Silent:
     generation: int
 
 
-WorkerEvent = Hello | Ready | Gone | SpawnFailed | Refused | Silent
+WorkerEvent = Forked | Hello | Ready | Gone | SpawnFailed | Refused | Silent
 """Events that carry a generation."""
 
 ChildEvent = StartChild | StopChild | RestartChild | WorkerEvent

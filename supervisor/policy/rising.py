@@ -17,7 +17,21 @@ from supervisor.policy.actions import (
 from supervisor.policy.draft import Draft
 from supervisor.policy.states import ChildState, Phase
 
-__all__ = ["build", "come", "fail", "no_longer_awaited", "serve", "wake_dependents"]
+__all__ = [
+    "FORK_PATIENCE_NS",
+    "build",
+    "come",
+    "expect_hello",
+    "fail",
+    "no_longer_awaited",
+    "serve",
+    "wake_dependents",
+]
+
+FORK_PATIENCE_NS = 60_000_000_000
+"""How long a process may take to come into being. No device's fault and so no device's deadline: the zygote
+imports what is preloaded (a second or ten), then forks one after the other (hundreds on a busy machine); past
+this, something is stuck."""
 
 _THERE = frozenset({ChildState.READY, ChildState.FINISHED})
 """A dependency is there when it serves, or when it has done what it was for and ended by itself."""
@@ -45,13 +59,20 @@ def come(draft: Draft, name: str) -> None:
             name,
             state=ChildState.SPAWNING,
             generation=generation,
-            deadline_ns=draft.now_ns + draft.spec(name).hello_timeout_ns,
+            deadline_ns=draft.now_ns + FORK_PATIENCE_NS,
             not_before_ns=0,
+            forked=False,
             after=None,
             why="",
         )
         draft.do(Spawn(name, generation))
         draft.report(DeviceStarting(name, generation, at_ns=draft.now_ns))
+
+
+def expect_hello(draft: Draft, name: str) -> None:
+    """The process exists: its Hello is due. Told twice, the first time stands."""
+    if not draft.child(name).forked:
+        draft.change(name, forked=True, deadline_ns=draft.now_ns + draft.spec(name).hello_timeout_ns)
 
 
 def build(draft: Draft, name: str) -> None:

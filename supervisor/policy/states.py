@@ -16,7 +16,7 @@ class ChildState(Enum):
 
     DOWN = "down"  # no process, and none is wanted
     WAITING = "waiting"  # no process; the next one waits for its delay, its siblings or its dependencies
-    SPAWNING = "spawning"  # spawned; its Hello is due
+    SPAWNING = "spawning"  # ordered; the process, and then its Hello, is due
     BUILDING = "building"  # said Hello; its Ready is due
     READY = "ready"  # serving
     STOPPING = "stopping"  # asked to stop; its end is due

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from supervisor.policy.events import (
+    Forked,
     Gone,
     Hello,
     Ready,
@@ -64,6 +65,8 @@ class Child:
     """When the present process became READY; None if it has not."""
     down_since_ns: int | None = None
     """Since when it has been missing against everybody's wish; None while nobody misses it."""
+    forked: bool = False
+    """The present process is known to exist."""
     after: After | None = None
     why: str = ""
     """Why it was refused or is FAILED."""
@@ -80,6 +83,7 @@ class Do(Enum):
     IMPOSSIBLE = "impossible: recorded, nothing changes"
     COME = "wanted: spawned as soon as its siblings and its dependencies allow"
     REST = "stays down, the delay is dropped"
+    EXPECT = "its Hello is due within `hello_timeout`"
     BUILD = "its Ready is due within `start_timeout`"
     SERVE = "serves; what depends on it may come"
     LEAVE = "asked to stop (killed at once if `brutal_kill`), then stays down"
@@ -105,6 +109,7 @@ CHILD_EVENTS = (
     StartChild,
     StopChild,
     RestartChild,
+    Forked,
     Hello,
     Ready,
     Gone,
@@ -139,6 +144,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StopChild=Do.IGNORE,
         RestartChild=(Do.COME, _COMING),
         # What a process said before its end may be read after it: late, but no contradiction.
+        Forked=Do.IGNORE,
         Hello=Do.IGNORE,
         Ready=Do.IGNORE,
         Gone=Do.IMPOSSIBLE,
@@ -152,6 +158,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=Do.IGNORE,
         StopChild=(Do.REST, (_S.DOWN,)),
         RestartChild=(Do.COME, _COMING),
+        Forked=Do.IGNORE,
         Hello=Do.IGNORE,
         Ready=Do.IGNORE,
         Gone=Do.IMPOSSIBLE,
@@ -165,6 +172,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=Do.IGNORE,
         StopChild=(Do.LEAVE, _LEAVING),
         RestartChild=(Do.RENEW, (*_LEAVING, _S.SPAWNING)),
+        Forked=Do.EXPECT,
         Hello=(Do.BUILD, (_S.BUILDING,)),
         Ready=Do.IMPOSSIBLE,
         Gone=(Do.LOST, _ENDED),
@@ -178,6 +186,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=Do.IGNORE,
         StopChild=(Do.LEAVE, _LEAVING),
         RestartChild=(Do.RENEW, (*_LEAVING, _S.BUILDING)),
+        Forked=Do.IGNORE,
         Hello=Do.IMPOSSIBLE,
         Ready=(Do.SERVE, (_S.READY,)),
         Gone=(Do.LOST, _ENDED),
@@ -191,6 +200,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=Do.IGNORE,
         StopChild=(Do.LEAVE, _LEAVING),
         RestartChild=(Do.RENEW, (*_LEAVING, _S.READY)),
+        Forked=Do.IGNORE,
         Hello=Do.IMPOSSIBLE,
         Ready=Do.IMPOSSIBLE,
         Gone=(Do.LOST, _ENDED),
@@ -204,6 +214,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=Do.RETURN,
         StopChild=Do.STAY_DOWN,
         RestartChild=Do.RETURN,
+        Forked=Do.IGNORE,
         Hello=Do.IGNORE,
         Ready=Do.IGNORE,
         Gone=(Do.LOST, _ENDED),
@@ -219,6 +230,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=Do.RETURN,
         StopChild=Do.STAY_DOWN,
         RestartChild=Do.RETURN,
+        Forked=Do.IGNORE,
         Hello=Do.IGNORE,
         Ready=Do.IGNORE,
         Gone=(Do.LOST, _ENDED),
@@ -232,6 +244,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=(Do.COME, _COMING),
         StopChild=Do.IGNORE,
         RestartChild=(Do.COME, _COMING),
+        Forked=Do.IGNORE,
         Hello=Do.IGNORE,
         Ready=Do.IGNORE,
         Gone=Do.IMPOSSIBLE,
@@ -245,6 +258,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=(Do.COME, _COMING),
         StopChild=Do.IGNORE,
         RestartChild=(Do.COME, _COMING),
+        Forked=Do.IGNORE,
         Hello=Do.IGNORE,
         Ready=Do.IGNORE,
         Gone=Do.IMPOSSIBLE,

@@ -36,7 +36,15 @@ from supervisor.policy.events import (
     WorkerEvent,
 )
 from supervisor.policy.falling import ask_stop, kill, shut_down
-from supervisor.policy.rising import build, come, fail, no_longer_awaited, serve
+from supervisor.policy.rising import (
+    FORK_PATIENCE_NS,
+    build,
+    come,
+    expect_hello,
+    fail,
+    no_longer_awaited,
+    serve,
+)
 from supervisor.policy.spec import SupervisorSpec
 from supervisor.policy.states import ChildState, Phase
 from supervisor.policy.strategy import make_plan
@@ -208,6 +216,10 @@ def _rest(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
     no_longer_awaited(draft, name)
 
 
+def _expect(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    expect_hello(draft, name)
+
+
 def _build(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
     build(draft, name)
 
@@ -248,8 +260,14 @@ _OVERDUE = {
 
 
 def _kill(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    overdue = isinstance(event, Tick)
-    kill(draft, name, _OVERDUE[draft.child(name).state] if overdue else "alive but silent")
+    child = draft.child(name)
+    if not isinstance(event, Tick):
+        why = "alive but silent"
+    elif child.state is ChildState.SPAWNING and not child.forked:
+        why = f"no process within {FORK_PATIENCE_NS / 1e9:g} s"
+    else:
+        why = _OVERDUE[child.state]
+    kill(draft, name, why)
 
 
 def _stay_down(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
@@ -276,6 +294,7 @@ _DO: dict[Do, Callable[[Draft, str, ChildEvent | Tick], None]] = {
     Do.IMPOSSIBLE: _impossible,
     Do.COME: _come,
     Do.REST: _rest,
+    Do.EXPECT: _expect,
     Do.BUILD: _build,
     Do.SERVE: _serve,
     Do.LEAVE: _leave,

@@ -24,6 +24,7 @@ from supervisor.policy.events import (
     Event,
     ExitKind,
     ExitReason,
+    Forked,
     Gone,
     Hello,
     Ready,
@@ -118,6 +119,7 @@ class Rig:
             moved = False
             for name in list(self.processes):
                 if child(self.state, name).state is ChildState.SPAWNING:
+                    self.forked(name)
                     self.hello(name)
                     self.ready(name)
                     moved = True
@@ -127,6 +129,9 @@ class Rig:
         if child(self.state, name).state is ChildState.SPAWNING:
             self.hello(name)
             self.ready(name)
+
+    def forked(self, name: str) -> list[Action]:
+        return self.send(Forked(name, self.generation(name)))
 
     def hello(self, name: str) -> list[Action]:
         return self.send(Hello(name, self.generation(name)))

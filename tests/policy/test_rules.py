@@ -39,6 +39,7 @@ from supervisor.policy.backoff import delay_ns
 from supervisor.policy.events import RestartChild, Start, StartChild, StopChild
 from supervisor.policy.intensity import Window, charge
 from supervisor.policy.order import find_circle, levels, start_order
+from supervisor.policy.rising import FORK_PATIENCE_NS
 from supervisor.policy.strategy import make_plan, stop_levels
 from tests.policy.fake import CLEAN, CRASH, KILLED, MS, Rig, S, asked, kills, records, spawns, spec_of
 
@@ -242,13 +243,55 @@ def test_no_hello_in_time_kills_and_fails_the_first_start() -> None:
     """Each deadline of the start is a kill; the start ends when the process is gone, not before."""
     rig = Rig(spec_of(ChildSpec("a", hello_timeout_ns=S)))
     rig.send(Start())
+    rig.now_ns = 7 * S
+    rig.forked("a")
     assert rig.wait(S - 1) == []
     assert rig.wait(1) == [
         Kill("a", 1, "no Hello within hello_timeout"),
-        Report(DeviceKilled("a", 1, "no Hello within hello_timeout", at_ns=S)),
+        Report(DeviceKilled("a", 1, "no Hello within hello_timeout", at_ns=8 * S)),
     ]
     assert next_deadline_ns(rig.state) is None
     assert isinstance(rig.gone("a", KILLED)[-1], Finished)
+
+
+def test_not_forked_yet_the_hello_is_not_due_but_patience_has_an_end() -> None:
+    """A zygote that is slow to fork is no device's fault; one that never does is noticed."""
+    rig = Rig(spec_of(ChildSpec("a", hello_timeout_ns=S)))
+    rig.send(Start())
+    assert rig.wait(FORK_PATIENCE_NS - 1) == []
+    assert rig.wait(1)[0] == Kill("a", 1, "no process within 60 s")
+
+
+def test_forked_twice_the_first_deadline_stands() -> None:
+    """hello_timeout runs from the first report of the fork."""
+    rig = Rig(spec_of(ChildSpec("a", hello_timeout_ns=S)))
+    rig.send(Start())
+    rig.forked("a")
+    rig.now_ns = S // 2
+    rig.forked("a")
+    assert next_deadline_ns(rig.state) == S
+
+
+def test_forked_told_after_hello_changes_nothing() -> None:
+    """A process may speak before its zygote has reported it."""
+    rig = Rig(spec_of(ChildSpec("a", start_timeout_ns=2 * S)))
+    rig.send(Start())
+    rig.hello("a")
+    rig.now_ns = S
+    assert rig.forked("a") == []
+    assert next_deadline_ns(rig.state) == 2 * S
+
+
+def test_forked_is_known_anew_in_each_generation() -> None:
+    """The successor's Hello is due from its own fork."""
+    rig = Rig(spec_of(ChildSpec("a", hello_timeout_ns=S)))
+    rig.start()
+    rig.now_ns = S
+    rig.gone("a")
+    assert next_deadline_ns(rig.state) == S + FORK_PATIENCE_NS
+    rig.now_ns = 3 * S
+    rig.forked("a")
+    assert next_deadline_ns(rig.state) == 4 * S
 
 
 def test_hello_in_time_starts_the_clock_of_ready() -> None:

@@ -32,6 +32,7 @@ from supervisor.policy.events import (
     Event,
     ExitKind,
     ExitReason,
+    Forked,
     Gone,
     Hello,
     Ready,
@@ -133,11 +134,13 @@ class World:
         charged = self.luck.random() < 0.7
         said: dict[ChildState, list[Event]] = {
             ChildState.SPAWNING: [
+                *[Forked(name, generation)] * 3,
                 *[Hello(name, generation)] * 6,
                 Gone(name, generation, self._reason(), charged),
                 SpawnFailed(name, generation, "no room"),
             ],
             ChildState.BUILDING: [
+                Forked(name, generation),
                 *[Ready(name, generation)] * 6,
                 Gone(name, generation, self._reason(), charged),
                 Refused(name, generation, "no"),
@@ -158,6 +161,7 @@ class World:
         any_of = self.luck.choice([generation, other])
         lies: list[Event] = [
             Start(),
+            Forked(name, any_of),
             Hello(name, any_of),
             Ready(name, any_of),
             Silent(name, any_of),

@@ -25,6 +25,7 @@ from supervisor.policy.events import (
     Event,
     ExitKind,
     ExitReason,
+    Forked,
     Gone,
     Hello,
     Ready,
@@ -103,6 +104,7 @@ def _event(kind: type, generation: int) -> Event:
         StartChild: StartChild("a"),
         StopChild: StopChild("a"),
         RestartChild: RestartChild("a"),
+        Forked: Forked("a", generation),
         Hello: Hello("a", generation),
         Ready: Ready("a", generation),
         Gone: Gone("a", generation, CRASH),
@@ -146,7 +148,7 @@ def test_every_cell_taken_does_what_the_table_says(state: ChildState, kind: type
         assert len(actions) == len(impossible)
 
 
-@pytest.mark.parametrize("kind", [Hello, Ready, Gone, SpawnFailed, Refused, Silent])
+@pytest.mark.parametrize("kind", [Forked, Hello, Ready, Gone, SpawnFailed, Refused, Silent])
 @pytest.mark.parametrize("state", ChildState)
 def test_every_state_told_by_an_older_generation_ignores_it(state: ChildState, kind: type) -> None:
     """What a former process said is over, in every state."""
@@ -156,7 +158,7 @@ def test_every_state_told_by_an_older_generation_ignores_it(state: ChildState, k
     assert rig.state == before
 
 
-@pytest.mark.parametrize("kind", [Hello, Ready, Gone, SpawnFailed, Refused, Silent])
+@pytest.mark.parametrize("kind", [Forked, Hello, Ready, Gone, SpawnFailed, Refused, Silent])
 @pytest.mark.parametrize("state", ChildState)
 def test_every_state_told_by_a_generation_to_come_records_it(state: ChildState, kind: type) -> None:
     """A process that was never ordered is impossible; nothing changes."""
