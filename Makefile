@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= auto
 CHAOS := kill=*,every=10ms,jitter=0.5
 
-.PHONY: run test check firmware messages format clean
+.PHONY: run test check bench firmware messages format clean
 
 # Twice the same session at the guest's console: undisturbed, and with every peripheral being killed.
 run: $(STAMP)
@@ -23,6 +23,11 @@ check: $(STAMP)
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh supervisor/messages.sh --check
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+# The micro:bit session with all devices in one process, and with a process for each: medians and ratio.
+bench: $(STAMP)
+	@$(MAKE) --no-print-directory firmware
+	$(BIN)/python benchmarks/session.py
 
 # Debian's MicroPython for the BBC micro:bit, unpacked into .cache/firmware; needs no root.
 firmware:
