@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from supervisor import policy
-from supervisor.policy.actions import Action, AskStop, Finished, Kill, Outcome, Record, Report, Spawn
+from supervisor.policy.actions import Action, AskStop, Finished, Forget, Kill, Outcome, Record, Report, Spawn
 from supervisor.policy.events import Event, Tick
 
 __all__ = ["Executor", "Reactor", "Timer"]
@@ -38,6 +38,9 @@ class Executor(Protocol):
     def ask_stop(self, name: str, generation: int) -> None: ...
 
     def kill(self, name: str, generation: int, why: str) -> None: ...
+
+    def forget(self, name: str, restarts: int) -> None:
+        """The device is removed; it has no process."""
 
     def published(self, record: Record) -> None:
         """A lifecycle record has been made: bookkeeping of the executor's own."""
@@ -178,6 +181,8 @@ class Reactor:
                 self.executor.ask_stop(name, generation)
             case Kill(name, generation, why):
                 self.executor.kill(name, generation, why)
+            case Forget(name, restarts):
+                self.executor.forget(name, restarts)
             case Report(record):
                 self.publish(record)
             case Finished(outcome):

@@ -19,7 +19,7 @@ from functools import partial
 import msgspec
 
 from supervisor import policy
-from supervisor.config import Config
+from supervisor.config import Config, DeviceConfig
 from supervisor.datasheet import RegisterMap
 from supervisor.handle import Clock, DeviceFacts
 from supervisor.launch.launcher import WorkerProcess
@@ -66,30 +66,64 @@ class Workers:
         self._by_ticket: dict[int, Seat] = {}
         self.processes = Processes(reactor, self, _preload(config))
         self._switchboard = Switchboard()
+        self._departed: list[RemoteHandle] = []
+        for device in config.devices:
+            self._seats[device.name] = self._make_seat(device)
+        self.handles: Mapping[str, RemoteHandle] = self._by_name()
+
+    def _make_seat(self, device: DeviceConfig) -> Seat:
+        """A place for a device. Its handle keeps to it: a successor of the same name is another device."""
         port = Port(
-            pump=reactor.poll,
-            tell_payload=self._tell_payload,
-            overdue=self._overdue,
-            corrupt=self._corrupt,
-            call_at=reactor.call_at,
+            pump=self._reactor.poll,
+            tell_payload=lambda _name, number, data: self._tell_payload(seat, number, data),
+            overdue=lambda _name: self._overdue(seat),
+            corrupt=lambda _name, error: self._corrupt(seat, error),
+            call_at=self._reactor.call_at,
             clock=lambda: self._clock(),
         )
-        for device in config.devices:
-            handle = RemoteHandle(
-                device.name,
-                device.mmio,
-                port,
-                request_timeout_ns=device.request_timeout_ns,
-                poison=device.poison,
-            )
-            handle.ask_facts = partial(self.facts, device.name)
-            self._seats[device.name] = Seat(device, handle)
-            reactor.watch(handle.ledger.answer_fd, _ignore, _EDGE)
+        handle = RemoteHandle(
+            device.name,
+            device.mmio,
+            port,
+            request_timeout_ns=device.request_timeout_ns,
+            poison=device.poison,
+        )
+        handle.ask_facts = partial(self.facts, device.name)
+        seat = Seat(device, handle)
+        self._reactor.watch(handle.ledger.answer_fd, _ignore, _EDGE)
+        return seat
 
-    @property
-    def handles(self) -> Mapping[str, RemoteHandle]:
-        """The handles by name, in the configuration's order."""
+    def _by_name(self) -> dict[str, RemoteHandle]:
+        """``handles`` is replaced, never changed: somebody may be going through it."""
         return {name: seat.handle for name, seat in self._seats.items()}
+
+    # -- devices that come and go ----------------------------------------------------------------
+
+    def add(self, device: DeviceConfig) -> RemoteHandle:
+        """A place for one more, before the policy is told of it. Raises ``OSError`` where there is none."""
+        seat = self._seats[device.name] = self._make_seat(device)
+        self.handles = self._by_name()
+        return seat.handle
+
+    def forget(self, name: str, restarts: int) -> None:
+        seat = self._seats.pop(name)
+        self.handles = self._by_name()
+        facts = DeviceFacts("removed", None, seat.generation, restarts, seat.last_exit)
+        seat.handle.ask_facts = lambda: facts
+        seat.refused = True  # nothing is said of it any more
+        seat.handle.go("the device was removed")
+        self._reactor.unwatch(seat.handle.ledger.answer_fd)
+        self._departed.append(seat.handle)
+
+    def see_off(self) -> None:
+        """Delivers what removed devices still had to say, and gives their journals back.
+
+        Not where a device is forgotten: that may be in the middle of a request of its own.
+        """
+        while self._departed:
+            handle = self._departed.pop()
+            handle.deliver_outputs()
+            handle.close()
 
     # -- what others ask -------------------------------------------------------------------------
 
@@ -235,21 +269,21 @@ class Workers:
             for fault in seat.handle.ledger.settle_dead(charged=charged):
                 self._reactor.publish(InputGivenUp(seat.name, str(fault), at_ns=time.monotonic_ns()))
         except JournalCorrupt as error:
-            self._corrupt(seat.name, error)
+            self._corrupt(seat, error)
 
     # -- from assignment to ready ----------------------------------------------------------------
 
     def _assign(self, seat: Seat) -> None:
-        name, ledger = seat.name, seat.handle.ledger
-        self._reactor.post(Hello(name, seat.generation))
+        ledger = seat.handle.ledger
+        self._reactor.post(Hello(seat.name, seat.generation))
         assign = seat.assignment(self._clock())
         message = SupervisorMessage(generation=seat.generation, assign=assign)
         seat.assigned = True
         self._tell(seat, message, (ledger.journal_fd, ledger.doorbell_fd, ledger.answer_fd))
         for number, data in ledger.pending_payloads():
-            self._tell_payload(name, number, data)
+            self._tell_payload(seat, number, data)
         if seat.stop_wanted:
-            self.ask_stop(name, seat.generation)
+            self.ask_stop(seat.name, seat.generation)
 
     def _on_ready(self, seat: Seat, worker: WorkerProcess, message: WorkerMessage) -> None:
         try:
@@ -334,27 +368,24 @@ class Workers:
         except TubeTimeout:
             self._reactor.post(Silent(seat.name, seat.generation))
 
-    def _tell_payload(self, name: str, number: int, data: bytes) -> None:
-        seat = self._seats[name]
+    def _tell_payload(self, seat: Seat, number: int, data: bytes) -> None:
         if seat.assigned:
             message = SupervisorMessage(generation=seat.generation)
             message.payload.number = number
             message.payload.data = data
             self._tell(seat, message)
 
-    def _overdue(self, name: str) -> bool:
-        seat = self._seats[name]
+    def _overdue(self, seat: Seat) -> bool:
         if seat.worker is None:
             return False
-        self._reactor.post(Silent(name, seat.generation))
+        self._reactor.post(Silent(seat.name, seat.generation))
         return True
 
-    def _corrupt(self, name: str, error: JournalCorrupt) -> None:
-        seat = self._seats[name]
-        _log.error("%s: %s", name, error)
+    def _corrupt(self, seat: Seat, error: JournalCorrupt) -> None:
+        _log.error("%s: %s", seat.name, error)
         if not seat.refused:
             seat.refused = True
-            self._reactor.post(Refused(name, seat.generation, f"corrupt journal: {error}"))
+            self._reactor.post(Refused(seat.name, seat.generation, f"corrupt journal: {error}"))
         if seat.worker is not None:
             self.processes.kill(seat.worker)
 
@@ -386,6 +417,7 @@ class Workers:
     def close(self) -> None:
         """Ends every process that is left, and gives descriptors and memory back."""
         self.processes.close()
+        self.see_off()
         for seat in self._seats.values():
             self._reactor.unwatch(seat.handle.ledger.answer_fd)
             seat.handle.close()

@@ -20,8 +20,8 @@ Invariants, proved by simulation in ``tests/policy``:
 
 From the bottom: ``states``, ``order``, ``spec``, ``events``, ``actions`` (values) · ``intensity``,
 ``backoff``, ``strategy`` (rules) · ``table`` (one child's life) · ``draft`` (state, and one step's working
-copy) · ``rising``, ``falling``, ``ending`` (what the table's cells do) · ``tree`` (``step``) · ``diagram``
-(the docs).
+copy) · ``rising``, ``falling``, ``ending`` (what the table's cells do) · ``views`` (what may be
+asked) · ``tree`` (``step``) · ``diagram`` (the docs).
 """
 
 from __future__ import annotations
@@ -38,7 +38,18 @@ from supervisor.policy.spec import (
     SupervisorSpec,
 )
 from supervisor.policy.states import ALIVE, ChildState, Phase
-from supervisor.policy.tree import ChildView, child, initial, next_deadline_ns, phase, step
+from supervisor.policy.tree import initial, step
+from supervisor.policy.views import (
+    ChildView,
+    Counts,
+    child,
+    children,
+    count,
+    next_deadline_ns,
+    phase,
+    why_not_add,
+    why_not_remove,
+)
 
 __all__ = [
     "ALIVE",
@@ -47,6 +58,7 @@ __all__ = [
     "ChildSpec",
     "ChildState",
     "ChildView",
+    "Counts",
     "HeartbeatSpec",
     "OnGiveUp",
     "Phase",
@@ -55,8 +67,12 @@ __all__ = [
     "Strategy",
     "SupervisorSpec",
     "child",
+    "children",
+    "count",
     "initial",
     "next_deadline_ns",
     "phase",
     "step",
+    "why_not_add",
+    "why_not_remove",
 ]

@@ -19,11 +19,13 @@ __all__ = [
     "DeviceFailed",
     "DeviceKilled",
     "DeviceReady",
+    "DeviceRemoved",
     "DeviceRestarted",
     "DeviceRestarting",
     "DeviceStarting",
     "DeviceStopped",
     "Finished",
+    "Forget",
     "GaveUp",
     "Impossible",
     "Kill",
@@ -128,6 +130,13 @@ class DeviceFailed(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceRemoved(Record):
+    """Forgotten: removed by the operator, or added and temporary and ended, or added and never ready."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceKilled(Record):
     """A deadline has passed and the process was ordered killed; its end is reported separately."""
 
@@ -191,6 +200,14 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Forget:
+    """Give back what is held for this child. It has no process; nothing about it follows."""
+
+    name: str
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Publish a record."""
 
@@ -204,4 +221,4 @@ class Finished:
     outcome: Outcome
 
 
-Action = Spawn | AskStop | Kill | Report | Finished
+Action = Spawn | AskStop | Kill | Forget | Report | Finished

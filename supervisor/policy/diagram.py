@@ -29,7 +29,8 @@ that a process has ended (`SpawnFailed`: that it never began); no new generation
 _AFTER_DIAGRAM = """\
 What a device becomes after `Gone` is decided in this order: what it was asked for (stop, restart, refusal,
 its siblings' restart); a failure in the very first start, which ends the start; its restart type; a death
-that is charged to nobody, which restarts it at once; the budget; the backoff.
+that is charged to nobody, which restarts it at once; the budget; the backoff. A device that was added while
+running is forgotten when it ends before it was ready, and also, if it is temporary, whenever it ends.
 """
 
 _PHASES_INTRODUCTION = """\
@@ -60,6 +61,8 @@ def _diagram() -> str:
             elif cell.do not in _SILENT:
                 for target in (one for one in ChildState if one in cell.to and one is not state):
                     labels.setdefault((state.name, target.name), []).append(event.__name__)
+                if not cell.to:
+                    labels.setdefault((state.name, "[*]"), []).append(event.__name__)
     lines = ["```mermaid", "stateDiagram-v2", "    state gone <<choice>>", "    [*] --> WAITING: Start"]
     lines += [f"    {state} --> {target}: {', '.join(events)}" for (state, target), events in labels.items()]
     lines += [f"    gone --> {state.name}" for state in ChildState if state in ended]

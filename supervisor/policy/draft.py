@@ -19,7 +19,7 @@ from supervisor.policy.actions import Action, Outcome, Record, Report
 from supervisor.policy.intensity import Window
 from supervisor.policy.spec import ChildSpec
 from supervisor.policy.states import Phase
-from supervisor.policy.strategy import Plan
+from supervisor.policy.strategy import Plan, with_child, without_child
 from supervisor.policy.table import Child
 
 __all__ = ["Draft", "State", "Sweep"]
@@ -58,12 +58,13 @@ class Draft:
     """A State being written, together with the actions of the step."""
 
     __slots__ = (
-        "_base",
         "_children",
         "_deadlines",
         "actions",
         "awaited",
+        "base",
         "chance",
+        "ended",
         "now_ns",
         "outcome",
         "phase",
@@ -73,11 +74,12 @@ class Draft:
     )
 
     def __init__(self, state: State, now_ns: int, chance: float) -> None:
-        self._base = state
+        self.base = state
         self._children: dict[str, Child] | None = None
         self._deadlines: list[tuple[int, int]] | None = None
         self.actions: list[Action] = []
         self.awaited = state.awaited
+        self.ended: list[str] = []  # added ones that are to be forgotten at the end of the step
         self.chance = chance
         self.now_ns = now_ns
         self.outcome = state.outcome
@@ -88,7 +90,7 @@ class Draft:
 
     def child(self, name: str) -> Child:
         """The child as it stands in this draft."""
-        return (self._base.children if self._children is None else self._children)[name]
+        return (self.base.children if self._children is None else self._children)[name]
 
     def spec(self, name: str) -> ChildSpec:
         """The child's specification."""
@@ -98,9 +100,7 @@ class Draft:
         """Replaces fields of a child and keeps the sorted deadlines in step."""
         old = self.child(name)
         new = replace(old, **changes)
-        if self._children is None:
-            self._children = dict(self._base.children)
-        self._children[name] = new
+        self._own_children()[name] = new
         if old.deadline_ns != new.deadline_ns:
             deadlines = self._own_deadlines()
             position = self.plan.position[name]
@@ -109,11 +109,30 @@ class Draft:
             if new.deadline_ns is not None:
                 insort(deadlines, (new.deadline_ns, position))
 
+    def knows(self, name: str) -> bool:
+        """True if there is a child of this name."""
+        return name in self.plan.specs
+
+    def add(self, spec: ChildSpec) -> None:
+        """A new child, DOWN, the last in start order."""
+        self.plan = with_child(self.plan, spec)
+        self._own_children()[spec.name] = Child(awaited=False, added=True, new=True)
+
+    def remove(self, name: str) -> None:
+        """Forgets a child that has neither process nor deadline, and on which no other depends."""
+        self.plan = without_child(self.plan, name)
+        del self._own_children()[name]
+        sweep = self.sweep
+        if sweep is not None:
+            levels = tuple(tuple(one for one in level if one != name) for level in sweep.levels)
+            self.sweep = Sweep(sweep.scope - {name}, sweep.asked - {name}, levels)
+
     def due(self) -> list[str]:
         """The names whose deadline has passed, the earliest first."""
-        deadlines = self._base.deadlines if self._deadlines is None else self._deadlines
+        deadlines = self.base.deadlines if self._deadlines is None else self._deadlines
         end = bisect_left(deadlines, (self.now_ns + 1, -1))
-        return [self.plan.order[position] for _, position in deadlines[:end]]
+        plan = self.plan
+        return [plan.order[plan.index(position)] for _, position in deadlines[:end]]
 
     def is_held(self, name: str) -> bool:
         """True if the child must not be spawned before its siblings are down."""
@@ -129,9 +148,9 @@ class Draft:
 
     def freeze(self) -> tuple[State, tuple[Action, ...]]:
         """The new state and the actions that lead to it."""
-        base = self._base
+        base = self.base
         state = State(
-            plan=base.plan,
+            plan=self.plan,
             phase=self.phase,
             children=base.children if self._children is None else self._children,
             deadlines=base.deadlines if self._deadlines is None else tuple(self._deadlines),
@@ -142,7 +161,12 @@ class Draft:
         )
         return state, tuple(self.actions)
 
+    def _own_children(self) -> dict[str, Child]:
+        if self._children is None:
+            self._children = dict(self.base.children)
+        return self._children
+
     def _own_deadlines(self) -> list[tuple[int, int]]:
         if self._deadlines is None:
-            self._deadlines = list(self._base.deadlines)
+            self._deadlines = list(self.base.deadlines)
         return self._deadlines

@@ -1,7 +1,8 @@
 """What the end of a process leads to: OTP's rules, in the order in which they are asked.
 
 1. Was the end decided beforehand (asked to stop, swept, refused)? Then it becomes what was decided.
-2. Did it fail in the very first start? Then the start has failed, and everything goes down.
+2. Did it fail in the very first start? Then the start has failed, and everything goes down. Was it added and
+   has not been ready yet? Then its start has failed, and it is forgotten.
 3. Does its restart type want no other? Then it is finished, and may end the supervisor if significant.
 4. Was it a chaos monkey's doing? Then it restarts at once, with its siblings, and nothing is charged.
 5. Is the budget spent? Then the supervisor gives up, or gives up this one.
@@ -23,7 +24,7 @@ from supervisor.policy.draft import Draft
 from supervisor.policy.events import ExitReason
 from supervisor.policy.falling import advance_sweep, ask_stop, shut_down, sweep_siblings
 from supervisor.policy.intensity import charge
-from supervisor.policy.rising import come, fail, no_longer_awaited, wake_dependents
+from supervisor.policy.rising import come, fail, is_passing, no_longer_awaited, wake_dependents
 from supervisor.policy.spec import AutoShutdown, OnGiveUp, Restart
 from supervisor.policy.states import ALIVE, ChildState, Phase
 from supervisor.policy.strategy import affected
@@ -86,7 +87,9 @@ def _ended_as_decided(draft: Draft, name: str, after: After) -> None:
 
 def _settle(draft: Draft, name: str, state: ChildState) -> None:
     """The child is where it stays: nobody misses it, and the first start does not wait for it."""
-    draft.change(name, state=state, down_since_ns=None, not_before_ns=0)
+    draft.change(name, state=state, down_since_ns=None, not_before_ns=0, new=False)
+    if is_passing(draft, name):
+        draft.ended.append(name)
     no_longer_awaited(draft, name)
     if state is ChildState.FINISHED:
         wake_dependents(draft, name)
@@ -94,7 +97,8 @@ def _settle(draft: Draft, name: str, state: ChildState) -> None:
 
 def _ended_unasked(draft: Draft, name: str, exit_reason: ExitReason, *, charged: bool) -> None:
     spec = draft.spec(name)
-    generation = draft.child(name).generation
+    child = draft.child(name)
+    generation = child.generation
     clean = exit_reason.clean(spec)
     stays_down = spec.restart is Restart.TEMPORARY or (spec.restart is Restart.TRANSIENT and clean)
 
@@ -108,6 +112,9 @@ def _ended_unasked(draft: Draft, name: str, exit_reason: ExitReason, *, charged:
         shut_down(
             draft, Outcome(OutcomeKind.START_FAILED, name, f"{name!r} {exit_reason} before it was ready")
         )
+    elif charged and child.new and not (stays_down and clean):
+        died(counts=False)
+        fail(draft, name, f"{exit_reason} before it was ready")
     elif stays_down:
         if clean:
             draft.report(DeviceStopped(name, generation, at_ns=draft.now_ns))

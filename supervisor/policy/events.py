@@ -1,6 +1,6 @@
 """What the policy is told: one frozen value for each thing that can happen.
 
-Whoever asks (``Start``, ``Stop``, ``StartChild``, ``StopChild``, ``RestartChild``) is obeyed and charged
+Whoever asks (``Start``, ``Stop``, ``StartChild``, ``AddChild`` and so on) is obeyed and charged
 nothing. Whatever comes from a process carries the generation it speaks of; what speaks of an older
 generation than the child's present one is ignored.
 """
@@ -13,6 +13,7 @@ from enum import Enum
 from supervisor.policy.spec import ChildSpec
 
 __all__ = [
+    "AddChild",
     "ChildEvent",
     "Event",
     "ExitKind",
@@ -22,6 +23,7 @@ __all__ = [
     "Hello",
     "Ready",
     "Refused",
+    "RemoveChild",
     "RestartChild",
     "Silent",
     "SpawnFailed",
@@ -102,6 +104,28 @@ class RestartChild:
 
 
 @dataclass(frozen=True, slots=True)
+class AddChild:
+    """A new child, the last in start order, is wanted at once. If it is not ready once, it is forgotten.
+
+    ``tree.why_not_add`` says whether it may be asked for.
+    """
+
+    spec: ChildSpec
+
+    @property
+    def name(self) -> str:
+        """The new child's name."""
+        return self.spec.name
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveChild:
+    """A child that is down, failed or finished is forgotten; ``tree.why_not_remove`` says whether it may."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Forked:
     """The process exists: its Hello is due from now. May come after its Hello, or never."""
 
@@ -164,7 +188,7 @@ class Silent:
 WorkerEvent = Forked | Hello | Ready | Gone | SpawnFailed | Refused | Silent
 """Events that carry a generation."""
 
-ChildEvent = StartChild | StopChild | RestartChild | WorkerEvent
-"""Events that carry a child's name."""
+ChildEvent = StartChild | StopChild | RestartChild | RemoveChild | WorkerEvent
+"""Events that a child's own table knows."""
 
-Event = Start | Stop | Tick | ChildEvent
+Event = Start | Stop | Tick | AddChild | ChildEvent

@@ -15,6 +15,7 @@ from supervisor.policy.actions import (
     SupervisorReady,
 )
 from supervisor.policy.draft import Draft
+from supervisor.policy.spec import Restart
 from supervisor.policy.states import ChildState, Phase
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "come",
     "expect_hello",
     "fail",
+    "is_passing",
     "no_longer_awaited",
     "serve",
     "wake_dependents",
@@ -89,6 +91,7 @@ def serve(draft: Draft, name: str) -> None:
     draft.change(
         name,
         state=ChildState.READY,
+        new=False,
         deadline_ns=None,
         ready_at_ns=now_ns,
         down_since_ns=None,
@@ -129,10 +132,20 @@ def fail(draft: Draft, name: str, why: str) -> None:
             why=why,
         )
         draft.report(DeviceFailed(name, why, at_ns=draft.now_ns))
+        if draft.child(name).new or is_passing(draft, name):
+            draft.ended.append(name)
         no_longer_awaited(draft, name)
         for dependent in reversed(draft.plan.dependents[name]):
             if draft.child(dependent).state is ChildState.WAITING:
                 pending.append((dependent, f"depends on {name!r}, which has failed"))
+
+
+def is_passing(draft: Draft, name: str) -> bool:
+    """True for an added child that is temporary: as in OTP, nothing is kept of it once it has ended.
+
+    One that the configuration names stays known: the configuration still names it.
+    """
+    return draft.child(name).added and draft.spec(name).restart is Restart.TEMPORARY
 
 
 def no_longer_awaited(draft: Draft, name: str) -> None:

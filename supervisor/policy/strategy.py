@@ -1,18 +1,24 @@
-"""Who is affected by whom: the part of the tree that never changes while it runs.
+"""Who is affected by whom: the part of the tree that changes only when children are added or removed.
 
 ``depends_on`` decides in which order children start and stop; the strategy alone decides which siblings are
-restarted together with a child that died. Both are worked out once, in a ``Plan``.
+restarted together with a child that died. Both are worked out beforehand, in a ``Plan``. A child that is
+added is the last in start order; the others keep their places.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from supervisor.policy.order import levels, start_order
 from supervisor.policy.spec import ChildSpec, Strategy, SupervisorSpec
 
-__all__ = ["Plan", "affected", "make_plan", "stop_levels"]
+__all__ = ["Plan", "affected", "make_plan", "stop_levels", "with_child", "without_child"]
+
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +26,20 @@ class Plan:
     """A specification with everything looked up that steps need. Its dictionaries are never changed."""
 
     spec: SupervisorSpec
+    """As it was at first: the children of the moment are in ``specs``."""
     specs: dict[str, ChildSpec]
     order: tuple[str, ...]
     """All names in start order."""
     position: dict[str, int]
-    """A name's place in ``order``."""
+    """Rises along ``order``; a name keeps it while others are removed, so there may be gaps."""
     level: dict[str, int]
     dependents: dict[str, tuple[str, ...]]
     """Who depends on a name directly, in start order."""
     significant: tuple[str, ...]
+
+    def index(self, position: int) -> int:
+        """The index in ``order`` of who has this position."""
+        return bisect_left(self.order, position, key=self.position.__getitem__)
 
 
 def make_plan(spec: SupervisorSpec) -> Plan:
@@ -59,7 +70,50 @@ def affected(plan: Plan, culprit: str) -> tuple[str, ...]:
         case Strategy.ONE_FOR_ALL:
             return plan.order
         case Strategy.REST_FOR_ONE:
-            return plan.order[plan.position[culprit] :]
+            return plan.order[plan.index(plan.position[culprit]) :]
+
+
+def with_child(plan: Plan, child: ChildSpec) -> Plan:
+    """The plan with one child more, the last in start order. What it depends on must be there."""
+    name = child.name
+    position = plan.position[plan.order[-1]] + 1 if plan.order else 0
+    targets = dict.fromkeys(child.depends_on)
+    return replace(
+        plan,
+        specs=plan.specs | {name: child},
+        order=(*plan.order, name),
+        position=plan.position | {name: position},
+        level=plan.level | {name: max((plan.level[target] + 1 for target in targets), default=0)},
+        dependents=plan.dependents
+        | {name: ()}
+        | {target: (*plan.dependents[target], name) for target in targets},
+        significant=(*plan.significant, name) if child.significant else plan.significant,
+    )
+
+
+def without_child(plan: Plan, name: str) -> Plan:
+    """The plan without a child on which no other depends."""
+    index = plan.index(plan.position[name])
+    targets = dict.fromkeys(plan.specs[name].depends_on)
+    dependents = _without(plan.dependents, name)
+    dependents |= {
+        target: tuple(other for other in plan.dependents[target] if other != name) for target in targets
+    }
+    return replace(
+        plan,
+        specs=_without(plan.specs, name),
+        order=plan.order[:index] + plan.order[index + 1 :],
+        position=_without(plan.position, name),
+        level=_without(plan.level, name),
+        dependents=dependents,
+        significant=tuple(other for other in plan.significant if other != name),
+    )
+
+
+def _without(mapping: dict[str, _Value], name: str) -> dict[str, _Value]:
+    rest = dict(mapping)
+    del rest[name]
+    return rest
 
 
 def stop_levels(plan: Plan, names: Collection[str]) -> tuple[tuple[str, ...], ...]:

@@ -23,6 +23,7 @@ from supervisor.policy.events import (
     Hello,
     Ready,
     Refused,
+    RemoveChild,
     RestartChild,
     Silent,
     SpawnFailed,
@@ -72,6 +73,10 @@ class Child:
     """Why it was refused or is FAILED."""
     awaited: bool = True
     """The first start still waits for it."""
+    added: bool = False
+    """Not in the configuration but added while running: forgotten when it is temporary and has ended."""
+    new: bool = False
+    """Added, and neither ready nor settled yet: a failure ends it, as OTP's start_child does."""
     window: Window = ()
     """Its own budget, used where devices are isolated instead of giving up."""
 
@@ -82,6 +87,7 @@ class Do(Enum):
     IGNORE = "–"
     IMPOSSIBLE = "impossible: recorded, nothing changes"
     COME = "wanted: spawned as soon as its siblings and its dependencies allow"
+    REMOVE = "forgotten, unless another depends on it; its name is free again"
     REST = "stays down, the delay is dropped"
     EXPECT = "its Hello is due within `hello_timeout`"
     BUILD = "its Ready is due within `start_timeout`"
@@ -99,7 +105,10 @@ class Do(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What is done, and every state the child may be in afterwards."""
+    """What is done, and every state the child may be in afterwards; none: it is forgotten.
+
+    Whatever ends an added child that is temporary, or that was never ready, also has it forgotten.
+    """
 
     do: Do
     to: frozenset[ChildState]
@@ -109,6 +118,7 @@ CHILD_EVENTS = (
     StartChild,
     StopChild,
     RestartChild,
+    RemoveChild,
     Forked,
     Hello,
     Ready,
@@ -143,6 +153,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=(Do.COME, _COMING),
         StopChild=Do.IGNORE,
         RestartChild=(Do.COME, _COMING),
+        RemoveChild=(Do.REMOVE, ()),
         # What a process said before its end may be read after it: late, but no contradiction.
         Forked=Do.IGNORE,
         Hello=Do.IGNORE,
@@ -158,6 +169,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=Do.IGNORE,
         StopChild=(Do.REST, (_S.DOWN,)),
         RestartChild=(Do.COME, _COMING),
+        RemoveChild=Do.IMPOSSIBLE,
         Forked=Do.IGNORE,
         Hello=Do.IGNORE,
         Ready=Do.IGNORE,
@@ -172,6 +184,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=Do.IGNORE,
         StopChild=(Do.LEAVE, _LEAVING),
         RestartChild=(Do.RENEW, (*_LEAVING, _S.SPAWNING)),
+        RemoveChild=Do.IMPOSSIBLE,
         Forked=Do.EXPECT,
         Hello=(Do.BUILD, (_S.BUILDING,)),
         Ready=Do.IMPOSSIBLE,
@@ -186,6 +199,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=Do.IGNORE,
         StopChild=(Do.LEAVE, _LEAVING),
         RestartChild=(Do.RENEW, (*_LEAVING, _S.BUILDING)),
+        RemoveChild=Do.IMPOSSIBLE,
         Forked=Do.IGNORE,
         Hello=Do.IMPOSSIBLE,
         Ready=(Do.SERVE, (_S.READY,)),
@@ -200,6 +214,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=Do.IGNORE,
         StopChild=(Do.LEAVE, _LEAVING),
         RestartChild=(Do.RENEW, (*_LEAVING, _S.READY)),
+        RemoveChild=Do.IMPOSSIBLE,
         Forked=Do.IGNORE,
         Hello=Do.IMPOSSIBLE,
         Ready=Do.IMPOSSIBLE,
@@ -214,6 +229,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=Do.RETURN,
         StopChild=Do.STAY_DOWN,
         RestartChild=Do.RETURN,
+        RemoveChild=Do.IMPOSSIBLE,
         Forked=Do.IGNORE,
         Hello=Do.IGNORE,
         Ready=Do.IGNORE,
@@ -230,6 +246,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=Do.RETURN,
         StopChild=Do.STAY_DOWN,
         RestartChild=Do.RETURN,
+        RemoveChild=Do.IMPOSSIBLE,
         Forked=Do.IGNORE,
         Hello=Do.IGNORE,
         Ready=Do.IGNORE,
@@ -244,6 +261,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=(Do.COME, _COMING),
         StopChild=Do.IGNORE,
         RestartChild=(Do.COME, _COMING),
+        RemoveChild=(Do.REMOVE, ()),
         Forked=Do.IGNORE,
         Hello=Do.IGNORE,
         Ready=Do.IGNORE,
@@ -258,6 +276,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         StartChild=(Do.COME, _COMING),
         StopChild=Do.IGNORE,
         RestartChild=(Do.COME, _COMING),
+        RemoveChild=(Do.REMOVE, ()),
         Forked=Do.IGNORE,
         Hello=Do.IGNORE,
         Ready=Do.IGNORE,

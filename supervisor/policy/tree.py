@@ -12,20 +12,30 @@ to the child's own table in ``supervisor.policy.table``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import cast, get_args
 
-from supervisor.policy.actions import Action, DeviceStopped, Impossible, Outcome, OutcomeKind, SupervisorReady
+from supervisor.policy.actions import (
+    Action,
+    DeviceRemoved,
+    DeviceStopped,
+    Forget,
+    Impossible,
+    Outcome,
+    OutcomeKind,
+    SupervisorReady,
+)
 from supervisor.policy.draft import Draft, State
 from supervisor.policy.ending import lost, refuse
 from supervisor.policy.events import (
+    AddChild,
     ChildEvent,
     Event,
     ExitKind,
     ExitReason,
     Gone,
     Refused,
+    RemoveChild,
     RestartChild,
     SpawnFailed,
     Start,
@@ -42,6 +52,7 @@ from supervisor.policy.rising import (
     come,
     expect_hello,
     fail,
+    is_passing,
     no_longer_awaited,
     serve,
 )
@@ -49,16 +60,13 @@ from supervisor.policy.spec import SupervisorSpec
 from supervisor.policy.states import ChildState, Phase
 from supervisor.policy.strategy import make_plan
 from supervisor.policy.table import TABLE, After, Child, Do
+from supervisor.policy.views import why_not_add
 
 __all__ = [
     "EVENTS",
     "PHASES",
-    "ChildView",
     "PhaseDo",
-    "child",
     "initial",
-    "next_deadline_ns",
-    "phase",
     "step",
 ]
 
@@ -71,21 +79,23 @@ class PhaseDo(Enum):
     BEGIN = "everything is wanted"
     SHUT_DOWN = "everything goes down, in order"
     DEADLINES = "the children whose deadline has passed"
+    ADD = "a new child is wanted, the last in start order"
     CHILD = "the child's own table"
 
 
-_OPERATOR = (StartChild, StopChild, RestartChild)
+_OPERATOR = (StartChild, StopChild, RestartChild, RemoveChild)
 _WORKER: tuple[type, ...] = get_args(WorkerEvent)
-EVENTS: tuple[type, ...] = (Start, Stop, Tick, *_OPERATOR, *_WORKER)
+EVENTS: tuple[type, ...] = (Start, Stop, Tick, AddChild, *_OPERATOR, *_WORKER)
 
 
 def _phase_row(
-    start: PhaseDo, stop: PhaseDo, tick: PhaseDo, asked: PhaseDo, told: PhaseDo
+    start: PhaseDo, stop: PhaseDo, tick: PhaseDo, add: PhaseDo, asked: PhaseDo, told: PhaseDo
 ) -> dict[type, PhaseDo]:
     return {
         Start: start,
         Stop: stop,
         Tick: tick,
+        AddChild: add,
         **dict.fromkeys(_OPERATOR, asked),
         **dict.fromkeys(_WORKER, told),
     }
@@ -93,24 +103,13 @@ def _phase_row(
 
 _P = PhaseDo
 PHASES: dict[Phase, dict[type, PhaseDo]] = {
-    Phase.IDLE: _phase_row(_P.BEGIN, _P.SHUT_DOWN, _P.IGNORE, _P.IGNORE, _P.IMPOSSIBLE),
-    Phase.STARTING: _phase_row(_P.IGNORE, _P.SHUT_DOWN, _P.DEADLINES, _P.CHILD, _P.CHILD),
-    Phase.RUNNING: _phase_row(_P.IGNORE, _P.SHUT_DOWN, _P.DEADLINES, _P.CHILD, _P.CHILD),
+    Phase.IDLE: _phase_row(_P.BEGIN, _P.SHUT_DOWN, _P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IMPOSSIBLE),
+    Phase.STARTING: _phase_row(_P.IGNORE, _P.SHUT_DOWN, _P.DEADLINES, _P.ADD, _P.CHILD, _P.CHILD),
+    Phase.RUNNING: _phase_row(_P.IGNORE, _P.SHUT_DOWN, _P.DEADLINES, _P.ADD, _P.CHILD, _P.CHILD),
     # Going down cannot be taken back, child by child or altogether.
-    Phase.STOPPING: _phase_row(_P.IGNORE, _P.IGNORE, _P.DEADLINES, _P.IGNORE, _P.CHILD),
-    Phase.ENDED: _phase_row(_P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IGNORE),
+    Phase.STOPPING: _phase_row(_P.IGNORE, _P.IGNORE, _P.DEADLINES, _P.IGNORE, _P.IGNORE, _P.CHILD),
+    Phase.ENDED: _phase_row(_P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IGNORE),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ChildView:
-    """What outsiders may know of one child. ``why`` is set while it is FAILED."""
-
-    name: str
-    state: ChildState
-    generation: int
-    restarts: int
-    why: str
 
 
 def initial(spec: SupervisorSpec) -> State:
@@ -118,23 +117,6 @@ def initial(spec: SupervisorSpec) -> State:
     plan = make_plan(spec)
     children = {name: Child() for name in plan.order}
     return State(plan=plan, phase=Phase.IDLE, children=children, awaited=len(children))
-
-
-def next_deadline_ns(state: State) -> int | None:
-    """When a Tick is due (on the clock of ``now_ns``), or None if nothing waits for time. Costs a look-up."""
-    return state.deadlines[0][0] if state.deadlines else None
-
-
-def phase(state: State) -> Phase:
-    """Where the whole supervisor is in its life."""
-    return state.phase
-
-
-def child(state: State, name: str) -> ChildView:
-    """A view of one child; KeyError if there is none of that name."""
-    known = state.children[name]
-    why = known.why if known.state is ChildState.FAILED else ""
-    return ChildView(name, known.state, known.generation, known.restarts, why)
 
 
 def step(state: State, event: Event, now_ns: int, chance: float) -> tuple[State, tuple[Action, ...]]:
@@ -155,8 +137,11 @@ def step(state: State, event: Event, now_ns: int, chance: float) -> tuple[State,
                 # The one before may have changed what this one was waiting for.
                 if deadline_ns is not None and deadline_ns <= now_ns:
                     _child_step(draft, name, Tick())
+        case PhaseDo.ADD:
+            _add(draft, cast("AddChild", event))
         case PhaseDo.CHILD:
             _child_event(draft, cast("ChildEvent", event))
+    _forget_ended(draft)
     return draft.freeze()
 
 
@@ -170,6 +155,31 @@ def _begin(draft: Draft) -> None:
     if not draft.plan.order:
         draft.phase = Phase.RUNNING
         draft.report(SupervisorReady(at_ns=draft.now_ns))
+
+
+def _add(draft: Draft, event: AddChild) -> None:
+    if why_not_add(draft.base, event.spec):
+        known = draft.base.children.get(event.name)
+        state = None if known is None else known.state
+        draft.report(Impossible(event, state, at_ns=draft.now_ns))
+        return
+    draft.add(event.spec)
+    come(draft, event.name)
+
+
+def _forget_ended(draft: Draft) -> None:
+    """Added children that came to an end in this step are forgotten, the dependents before what they need."""
+    if draft.phase in (Phase.STOPPING, Phase.ENDED):
+        return  # everything ends, and Finished has the last word
+    for name in reversed(draft.ended):
+        if draft.knows(name) and not draft.plan.dependents[name]:
+            _forget(draft, name)
+
+
+def _forget(draft: Draft, name: str) -> None:
+    draft.do(Forget(name, draft.child(name).restarts))
+    draft.report(DeviceRemoved(name, at_ns=draft.now_ns))
+    draft.remove(name)
 
 
 def _child_event(draft: Draft, event: ChildEvent) -> None:
@@ -210,10 +220,21 @@ def _come(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
 
 def _rest(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
     generation = draft.child(name).generation
-    draft.change(name, state=ChildState.DOWN, deadline_ns=None, not_before_ns=0, down_since_ns=None)
+    draft.change(
+        name, state=ChildState.DOWN, deadline_ns=None, not_before_ns=0, down_since_ns=None, new=False
+    )
     if generation:  # otherwise it never was anything that could be news
         draft.report(DeviceStopped(name, generation, at_ns=draft.now_ns))
+    if is_passing(draft, name):
+        draft.ended.append(name)
     no_longer_awaited(draft, name)
+
+
+def _remove(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
+    if draft.plan.dependents[name]:
+        draft.report(Impossible(cast("RemoveChild", event), draft.child(name).state, at_ns=draft.now_ns))
+    else:
+        _forget(draft, name)
 
 
 def _expect(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
@@ -293,6 +314,7 @@ _DO: dict[Do, Callable[[Draft, str, ChildEvent | Tick], None]] = {
     Do.IGNORE: _ignore,
     Do.IMPOSSIBLE: _impossible,
     Do.COME: _come,
+    Do.REMOVE: _remove,
     Do.REST: _rest,
     Do.EXPECT: _expect,
     Do.BUILD: _build,

@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from supervisor.policy import ChildSpec, ChildState, Phase, State, SupervisorSpec, child, initial, step
+from supervisor.policy import (
+    ChildSpec,
+    ChildState,
+    Phase,
+    Restart,
+    State,
+    SupervisorSpec,
+    child,
+    initial,
+    step,
+)
 from supervisor.policy.actions import (
     Action,
     AskStop,
     Finished,
+    Forget,
     Impossible,
     Kill,
     Outcome,
@@ -37,7 +48,7 @@ from supervisor.policy.events import (
 )
 from supervisor.policy.states import ALIVE
 from supervisor.policy.table import TABLE
-from supervisor.policy.tree import next_deadline_ns
+from supervisor.policy.views import next_deadline_ns
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -83,13 +94,18 @@ class Rig:
         match action:
             case Spawn(name, generation):
                 assert name not in self.processes, f"{name}: a second process while the first is alive"
-                assert generation == self.spawned[name] + 1, f"{name}: generation {generation} is out of turn"
+                assert generation == self.spawned.get(name, 0) + 1, (
+                    f"{name}: generation {generation} is out of turn"
+                )
                 self.spawned[name] = self.processes[name] = generation
             case AskStop(name, generation) | Kill(name, generation, _):
                 assert self.processes.get(name) == generation, f"{action}: there is no such process"
             case Finished(outcome):
                 assert not self.processes, f"finished with {self.processes} alive"
                 self.outcome = outcome
+            case Forget(name):
+                assert name not in self.processes, f"{name} was forgotten alive"
+                self.spawned.pop(name, None)
             case Report():
                 pass
 
@@ -97,12 +113,19 @@ class Rig:
         name = getattr(event, "name", None)
         if not isinstance(name, str) or name not in before.children:
             return
-        old, new = child(before, name), child(self.state, name)
+        old = child(before, name)
+        cell = TABLE[old.state].get(type(event))
+        if name not in self.state.children:
+            known = before.children[name]
+            passing = known.added and (known.new or before.plan.specs[name].restart is Restart.TEMPORARY)
+            assert passing or (cell is not None and not cell.to), f"{event}: {name} was forgotten"
+            return
+        new = child(self.state, name)
         if old.state is new.state and old.generation == new.generation:
             return
         if before.phase is not Phase.STOPPING and self.state.phase is Phase.STOPPING:
             return  # the end of the supervisor may ask it to go in the same step
-        cell = TABLE[old.state][type(event)]
+        assert cell is not None
         assert new.state in cell.to, f"{event} led from {old.state} to {new.state}, not in {cell}"
 
     # What a test says.
@@ -184,13 +207,13 @@ class Rig:
         return child(self.state, name).state
 
     def states(self) -> dict[str, str]:
-        return {one.name: child(self.state, one.name).state.value for one in self.spec.children}
+        return {name: child(self.state, name).state.value for name in self.state.plan.order}
 
     def generations(self) -> dict[str, int]:
-        return {one.name: child(self.state, one.name).generation for one in self.spec.children}
+        return {name: child(self.state, name).generation for name in self.state.plan.order}
 
     def alive(self) -> set[str]:
-        return {one.name for one in self.spec.children if child(self.state, one.name).state in ALIVE}
+        return {name for name in self.state.plan.order if child(self.state, name).state in ALIVE}
 
     def impossible(self) -> list[Impossible]:
         return [record for record in records(self.history) if isinstance(record, Impossible)]

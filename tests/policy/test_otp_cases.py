@@ -2,8 +2,8 @@
 
 Each test is called ``test_`` and the name of the case it restates. What OTP starts by a function that
 returns, starts here by a process that says Ready; what ends there for the reason ``normal`` or ``shutdown``,
-exits here with a clean code. Dynamic (simple_one_for_one) supervisors, nested trees and reloads are not in
-this room.
+exits here with a clean code. Children are added and removed as OTP's start_child and delete_child do it;
+supervisors of one template (simple_one_for_one), nested trees and reloads are not in this room.
 """
 
 from __future__ import annotations
@@ -15,15 +15,37 @@ from supervisor.policy import (
     AutoShutdown,
     BackoffSpec,
     ChildSpec,
+    Counts,
     OnGiveUp,
     Phase,
     Restart,
     Strategy,
     SupervisorSpec,
+    children,
+    count,
+    why_not_add,
+    why_not_remove,
 )
-from supervisor.policy.actions import DeviceStopped, Finished, GaveUp, OutcomeKind, SupervisorReady
-from supervisor.policy.events import RestartChild, Start, StartChild, Stop, StopChild
-from tests.policy.fake import CLEAN, CRASH, KILLED, MS, Rig, S, asked, kills, records, spawns, spec_of
+from supervisor.policy.actions import (
+    DeviceStopped,
+    Finished,
+    Forget,
+    GaveUp,
+    Impossible,
+    OutcomeKind,
+    SupervisorReady,
+)
+from supervisor.policy.events import (
+    AddChild,
+    ExitReason,
+    RemoveChild,
+    RestartChild,
+    Start,
+    StartChild,
+    Stop,
+    StopChild,
+)
+from tests.policy.fake import CLEAN, CRASH, KILLED, MS, Rig, S, asked, kills, orders, records, spawns, spec_of
 
 AT_ONCE = BackoffSpec(max_ns=0)
 
@@ -36,6 +58,12 @@ def _started(*children: ChildSpec, **options: object) -> Rig:
     rig = Rig(spec_of(*children, **options))
     rig.start()
     return rig
+
+
+def _add(rig: Rig, child: ChildSpec) -> None:
+    """start_child, successful."""
+    rig.send(AddChild(child))
+    rig.settle_only(child.name)
 
 
 def _gone_all(rig: Rig) -> None:
@@ -139,6 +167,139 @@ def test_child_adm() -> None:
     assert spawns(rig.gone("a", KILLED)) == ["a"]
     rig.settle()
     assert rig.states() == {"a": "ready"}
+
+
+def test_child_adm_add_and_remove() -> None:
+    """start_child and delete_child: every error, counts right at every step, and the name is free again."""
+    rig = _started(_child("a"))
+    assert why_not_add(rig.state, _child("a")).startswith("already_started")
+    assert why_not_remove(rig.state, "b").startswith("not_found")
+    assert spawns(rig.send(AddChild(_child("b")))) == ["b"]
+    rig.settle()
+    assert why_not_remove(rig.state, "b").startswith("running")
+    assert count(rig.state) == Counts(specs=2, active=2, supervisors=0, workers=2)
+    rig.send(StopChild("b"))
+    rig.gone("b", CLEAN)
+    assert why_not_add(rig.state, _child("b")).startswith("already_present")
+    assert count(rig.state) == Counts(specs=2, active=1, supervisors=0, workers=2)
+    assert orders(rig.send(RemoveChild("b"))) == [Forget("b", 0)]
+    assert count(rig.state) == Counts(specs=1, active=1, supervisors=0, workers=1)
+    _add(rig, _child("b"))
+    assert rig.generations() == {"a": 1, "b": 1}
+
+
+def test_child_adm_refused_at_the_door_changes_nothing() -> None:
+    """Who asks all the same is recorded, and nothing changes."""
+    rig = _started(_child("a"), _child("b", depends_on=("a",)))
+    for event in (AddChild(_child("a")), AddChild(_child("c", depends_on=("x",))), RemoveChild("a")):
+        before = rig.state
+        assert [type(one) for one in records(rig.send(event))] == [Impossible]
+        assert rig.state == before
+
+
+def test_child_adm_what_another_depends_on_is_not_removed() -> None:
+    """First the dependent, then what it needs."""
+    rig = _started(_child("a"), _child("b", depends_on=("a",)))
+    for name in ("b", "a"):
+        rig.send(StopChild(name))
+        rig.gone(name, CLEAN)
+    assert why_not_remove(rig.state, "a") == "'b' depends on 'a'"
+    rig.send(RemoveChild("b"))
+    rig.send(RemoveChild("a"))
+    assert rig.states() == {}
+
+
+@pytest.mark.parametrize("restart", Restart)
+def test_sup_start_child_returns_error(restart: Restart) -> None:
+    """An added child that dies before it is ready is forgotten, and charged to nobody."""
+    rig = _started(_child("a"), intensity=0, strategy=Strategy.ONE_FOR_ALL)
+    rig.send(AddChild(_child("b", restart)))
+    assert orders(rig.gone("b", CRASH)) == [Forget("b", 0)]
+    assert rig.states() == {"a": "ready"}
+
+
+def test_sup_start_child_refused_is_forgotten() -> None:
+    """The same where the device refuses its options."""
+    rig = _started(_child("a"))
+    rig.send(AddChild(_child("b")))
+    rig.hello("b")
+    assert asked(rig.refused("b")) == ["b"]
+    assert orders(rig.gone("b", CLEAN)) == [Forget("b", 0)]
+
+
+def test_sup_start_child_whose_dependency_fails_is_forgotten() -> None:
+    """Who is added while what it depends on restarts waits for it, and goes with it."""
+    rig = _started(_child("a"))
+    rig.gone("a", KILLED)
+    assert spawns(rig.send(AddChild(_child("b", depends_on=("a",))))) == []
+    rig.hello("a")
+    rig.refused("a")
+    assert orders(rig.gone("a", CLEAN)) == [Forget("b", 0)]
+    assert rig.states() == {"a": "failed"}
+
+
+@pytest.mark.parametrize("restart", [Restart.TRANSIENT, Restart.TEMPORARY])
+def test_sup_start_ignore_temporary_child_start_child(restart: Restart) -> None:
+    """An added child that ends cleanly before it is ready: only a temporary one is forgotten."""
+    rig = _started(_child("a"))
+    rig.send(AddChild(_child("b", restart)))
+    rig.gone("b", CLEAN)
+    assert ("b" in rig.states()) == (restart is Restart.TRANSIENT)
+
+
+@pytest.mark.parametrize("reason", [KILLED, CLEAN, CRASH, None])
+def test_do_not_save_child_specs_for_temporary_children(reason: ExitReason | None) -> None:
+    """However an added temporary child ends, its name is free again."""
+    rig = _started(_child("a"))
+    _add(rig, _child("b", Restart.TEMPORARY))
+    if reason is None:
+        rig.send(StopChild("b"))
+    rig.gone("b", reason or CLEAN)
+    assert not why_not_add(rig.state, _child("b"))
+
+
+def test_count_children() -> None:
+    """A thousand, then two thousand added children are counted and listed, newest first; then none."""
+    rig = _started()
+    names = [f"c{number}" for number in range(2000)]
+    for number, name in enumerate(names, start=1):
+        _add(rig, _child(name, Restart.TEMPORARY))
+        if number % 1000 == 0:
+            assert count(rig.state) == Counts(specs=number, active=number, supervisors=0, workers=number)
+    assert [one.name for one in children(rig.state)] == names[::-1]
+    for name in names:
+        rig.gone(name, KILLED)
+    assert count(rig.state) == Counts(specs=0, active=0, supervisors=0, workers=0)
+
+
+def test_added_children_follow_strategy_and_order() -> None:
+    """Those added are the last in start order, and restart and stop as their place says."""
+    rig = _started(_child("a"), _child("b"), strategy=Strategy.REST_FOR_ONE, intensity=9)
+    _add(rig, _child("c"))
+    rig.send(StopChild("b"))
+    rig.gone("b", CLEAN)
+    rig.send(RemoveChild("b"))
+    _add(rig, _child("d", depends_on=("c",)))
+    assert asked(rig.gone("a")) == ["d"]
+    rig.obey()
+    rig.settle()
+    assert rig.generations() == {"a": 2, "c": 2, "d": 2}
+    rig.gone("d")
+    rig.settle()
+    assert rig.generations() == {"a": 2, "c": 2, "d": 3}
+    assert asked(rig.stop()) == ["d"]
+    assert asked(rig.gone("d", CLEAN)) == ["c", "a"]
+
+
+def test_removed_from_a_group_on_its_way_down() -> None:
+    """A child stopped and removed while its siblings go down is not missed when they come back."""
+    rig = _started(_child("a"), _child("b"), _child("c"), strategy=Strategy.ONE_FOR_ALL, intensity=9)
+    rig.gone("a")
+    rig.send(StopChild("a"))
+    rig.send(RemoveChild("a"))
+    rig.obey()
+    rig.settle()
+    assert rig.states() == {"b": "ready", "c": "ready"}
 
 
 @pytest.mark.parametrize(

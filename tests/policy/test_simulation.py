@@ -8,6 +8,7 @@ tests below check what holds over a whole run. Hypothesis prints the failing run
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ from supervisor.policy import (
 )
 from supervisor.policy.actions import Action, AskStop, DeviceDied, DeviceStopped, Finished, Kill, Report
 from supervisor.policy.events import (
+    AddChild,
     Event,
     ExitKind,
     ExitReason,
@@ -37,6 +39,7 @@ from supervisor.policy.events import (
     Hello,
     Ready,
     Refused,
+    RemoveChild,
     RestartChild,
     Silent,
     SpawnFailed,
@@ -91,8 +94,13 @@ class World:
     def __init__(self, spec: SupervisorSpec, seed: int, *, nonsense: float = 0.1) -> None:
         self.luck = random.Random(seed)
         self.rig = Rig(spec, chance=self.luck.random)
-        self.names = [one.name for one in spec.children]
+        self.spec = spec
         self.nonsense = nonsense
+
+    @property
+    def names(self) -> list[str]:
+        """Who is there just now."""
+        return list(self.rig.state.plan.order)
 
     def run(self, steps: int) -> None:
         """Starts, lets ``steps`` things happen, and then stops and lets everything end."""
@@ -123,13 +131,15 @@ class World:
         return CLEAN if self.luck.random() < 0.3 else ExitReason(kind, self.luck.choice([1, 9, None]))
 
     def _anything(self) -> Event:
+        if self.luck.random() < 0.04 or not self.names:
+            return self._addition()
         name = self.luck.choice(self.names)
         generation = self.rig.processes.get(name, self.rig.generation(name))
         if self.luck.random() < self.nonsense:
             return self._nonsense(name, generation)
         view = child(self.rig.state, name)
         if self.luck.random() < 0.08:
-            asks: list[Event] = [StartChild(name), StopChild(name), RestartChild(name)]
+            asks: list[Event] = [StartChild(name), StopChild(name), RestartChild(name), RemoveChild(name)]
             return self.luck.choice(asks)
         charged = self.luck.random() < 0.7
         said: dict[ChildState, list[Event]] = {
@@ -155,6 +165,18 @@ class World:
         }
         return self.luck.choice(said.get(view.state, [Tick()]))
 
+    def _addition(self) -> Event:
+        """A child like one of those at the beginning, under a name that may be taken."""
+        like = self.luck.choice(self.spec.children)
+        there = self.names
+        return AddChild(
+            replace(
+                like,
+                name=self.luck.choice("abcdefgh"),
+                depends_on=tuple(self.luck.sample(there, min(len(there), self.luck.randrange(3)))),
+            )
+        )
+
     def _nonsense(self, name: str, generation: int) -> Event:
         """Late, early, doubled or unknown; but never the false news that a process is gone."""
         other = max(0, generation + self.luck.choice([-2, -1, 1]))
@@ -169,6 +191,7 @@ class World:
             SpawnFailed(name, other, "late"),
             Refused(name, other, "late"),
             RestartChild("nobody"),
+            RemoveChild("nobody"),
             Hello("nobody", 1),
         ]
         return self.luck.choice(lies)
@@ -240,7 +263,7 @@ def test_any_schedule_stop_asks_in_reverse_level_by_level(spec: SupervisorSpec, 
     before = len(rig.history)
     leaving = {name for name in rig.processes if not world._may_stay(name)}
     world.stop()
-    depends_on = {one.name: one.depends_on for one in spec.children}
+    depends_on = {name: one.depends_on for name, one in rig.state.plan.specs.items()}
     alive_then = {action.name for action in rig.history[before:] if isinstance(action, AskStop | Kill)}
     ended: set[str] = set()
     for action in rig.history[before:]:
@@ -264,7 +287,7 @@ def test_any_schedule_nobody_waits_without_a_reason(spec: SupervisorSpec, seed: 
         rig.send(world._anything())
         if rig.state.phase not in (Phase.STARTING, Phase.RUNNING):
             break
-        for one in spec.children:
+        for one in rig.state.plan.specs.values():
             known = rig.state.children[one.name]
             if known.state is ChildState.WAITING and known.deadline_ns is None:
                 held = rig.state.sweep is not None and one.name in rig.state.sweep.scope

@@ -19,9 +19,10 @@ from supervisor.policy import (
     phase,
     step,
 )
-from supervisor.policy.actions import Impossible, Report
+from supervisor.policy.actions import Forget, Impossible, Report
 from supervisor.policy.diagram import states_page
 from supervisor.policy.events import (
+    AddChild,
     Event,
     ExitKind,
     ExitReason,
@@ -30,6 +31,7 @@ from supervisor.policy.events import (
     Hello,
     Ready,
     Refused,
+    RemoveChild,
     RestartChild,
     Silent,
     SpawnFailed,
@@ -103,7 +105,9 @@ def _event(kind: type, generation: int) -> Event:
         Tick: Tick(),
         StartChild: StartChild("a"),
         StopChild: StopChild("a"),
+        AddChild: AddChild(ChildSpec("c")),
         RestartChild: RestartChild("a"),
+        RemoveChild: RemoveChild("a"),
         Forked: Forked("a", generation),
         Hello: Hello("a", generation),
         Ready: Ready("a", generation),
@@ -140,6 +144,10 @@ def test_every_cell_taken_does_what_the_table_says(state: ChildState, kind: type
     if kind is Tick:
         rig.now_ns = max(rig.now_ns, before.children["a"].deadline_ns or 0)
     actions = rig.send(_event(kind, rig.generation("a")))
+    if not cell.to:
+        assert "a" not in rig.state.children
+        assert [one.name for one in actions if isinstance(one, Forget)] == ["a"]
+        return
     assert rig.state_of("a") in cell.to
     impossible = [one for one in actions if isinstance(one, Report) and isinstance(one.record, Impossible)]
     assert len(impossible) == (cell.do is Do.IMPOSSIBLE)
