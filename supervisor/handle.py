@@ -130,6 +130,12 @@ class DeviceHandle(ABC):
     def next_alarm_ns(self) -> int:
         """Guest time of the device's next alarm, or ``NO_ALARM``; sees all earlier writes."""
 
+    @property
+    def published_alarm_ns(self) -> int:
+        """Guest time of the next alarm as far as it is known without waiting: ``NO_ALARM`` while inputs are
+        outstanding, which may change it. The bell rings when they are done."""
+        return self.next_alarm_ns
+
     @abstractmethod
     def deliver_alarm(self, at_ns: int) -> None:
         """Tells the device that guest time has reached ``at_ns``. The fleet calls this from ``dispatch``."""

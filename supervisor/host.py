@@ -17,14 +17,15 @@ from typing import Any, Self
 
 from supervisor import policy
 from supervisor.bus import Bus
-from supervisor.config import Config, policy_spec
+from supervisor.config import Config, DeviceConfig, policy_spec
 from supervisor.device import NO_ALARM
-from supervisor.errors import StartFailed
+from supervisor.errors import LocalError, StartFailed
 from supervisor.handle import Clock, DeviceHandle, LocalHandle
-from supervisor.policy.actions import DeviceFailed, DeviceKilled, Outcome, Record
+from supervisor.policy import Counts
+from supervisor.policy.actions import Outcome, Record
 from supervisor.policy.events import RestartChild, Start, StartChild, Stop, StopChild
 from supervisor.reactor import Reactor
-from supervisor.seat import DeviceCrashed
+from supervisor.roster import DeviceStatus, Roster, start_report
 from supervisor.worker.session import Launch
 from supervisor.workers import Workers
 
@@ -44,16 +45,12 @@ class Supervisor:
         self._reactor = Reactor(policy_spec(config))
         self._workers: Workers | None = None
         self._observers: list[Callable[[Record], None]] = []
-        handles: Mapping[str, DeviceHandle]
+        self._local: dict[str, LocalHandle] = {}
         if config.supervisor.in_process:
-            self._local: dict[str, LocalHandle] = {}
-            handles = self._local
             self._reactor.executor = _Idle()
         else:
             self._workers = Workers(config, self._reactor, self._now)
             self._reactor.executor = self._workers
-            handles = self._workers.handles
-        self._handles = handles
         self._started = False
         self._closed = False
 
@@ -71,6 +68,7 @@ class Supervisor:
             self._started = True
             return
         self._bus = Bus(self._handles.values())
+        self._roster = Roster(self._reactor, self._workers, self._bus, time.monotonic_ns)
         self._workers.processes.start()
         self._reactor.post(Start())
         self._reactor.step()
@@ -80,7 +78,7 @@ class Supervisor:
                 break
             self._reactor.poll(None)
         if self._reactor.outcome is not None:
-            report = self._start_report()
+            report = start_report(f"the start failed: {self._reactor.outcome.why}", self.events())
             self.close()
             raise StartFailed(report)
         self._workers.processes.keep_spares(self.config.supervisor.spares)
@@ -135,7 +133,7 @@ class Supervisor:
 
     @property
     def devices(self) -> Mapping[str, DeviceHandle]:
-        """All devices by name, in the configuration's order."""
+        """All devices by name, in the configuration's order, then those that were added."""
         return self._handles
 
     @property
@@ -171,6 +169,41 @@ class Supervisor:
         self._reactor.post(RestartChild(name))
         self._reactor.step()
 
+    # -- devices that come and go ----------------------------------------------------------------
+
+    def add_device(self, device: DeviceConfig | str | Mapping[str, Any]) -> DeviceHandle:
+        """Starts a device more, the last in start order; returns when it is ready.
+
+        ``device`` is what stands under ``devices`` in a configuration: YAML text, or the same as a mapping.
+        Raises ``LocalError`` where it cannot be added (``already_started``, ``already_present``: the name
+        is taken), and :class:`~supervisor.errors.StartFailed` when it does not start; nothing is left then.
+        """
+        return self._dynamic().add(device)
+
+    def remove_device(self, name: str) -> None:
+        """Forgets a device that is down, failed or finished; its name and its addresses are free again.
+
+        Raises ``LocalError`` while it is ``running`` or ``restarting``, or is ``not_found``.
+        """
+        self._dynamic().remove(name)
+
+    def which_devices(self) -> tuple[DeviceStatus, ...]:
+        """All devices with their states and pids, the newest first."""
+        return self._dynamic().which()
+
+    def count_devices(self) -> Counts:
+        """How many devices there are (``specs``, ``workers``), and how many have a process (``active``)."""
+        return self._dynamic().count()
+
+    def device_spec(self, name: str) -> DeviceConfig:
+        """What a device was started with. Raises ``LocalError`` where it is ``not_found``."""
+        return self._dynamic().spec(name)
+
+    def _dynamic(self) -> Roster:
+        if not self._started or self._workers is None:
+            raise LocalError("devices come and go in a started supervisor, in processes of their own")
+        return self._roster
+
     def kill(self, name: str, *, send_signal: int = signal.SIGKILL, charged: bool = True) -> int | None:
         """Sends a signal to a device's process, as a chaos monkey does; returns the pid that was hit.
 
@@ -199,13 +232,18 @@ class Supervisor:
         if own is not None:
             timeouts.append(own)
         if self.clock is time.monotonic_ns:
-            alarm_ns = self.next_alarm_ns()
+            alarms = (handle.published_alarm_ns for handle in self._handles.values())
+            alarm_ns = min(alarms, default=NO_ALARM)
             if alarm_ns != NO_ALARM:
                 timeouts.append(max(0, alarm_ns - time.monotonic_ns()))
         return min(timeouts) / 1e9 if timeouts else None
 
     def next_alarm_ns(self) -> int:
-        """Guest time of the earliest alarm of all devices, or ``NO_ALARM``."""
+        """Guest time of the earliest alarm of all devices, or ``NO_ALARM``; waits for what is outstanding.
+
+        For a machine that has to know before it lets guest time pass. ``dispatch`` itself never waits for a
+        device: what it does not know yet it does when the device's bell has rung.
+        """
         return min((handle.next_alarm_ns for handle in self._handles.values()), default=NO_ALARM)
 
     def dispatch(self, timeout: float | None = 0.0) -> None:
@@ -265,13 +303,17 @@ class Supervisor:
     def _now(self) -> int:
         return self.clock()
 
+    @property
+    def _handles(self) -> Mapping[str, DeviceHandle]:
+        return self._local if self._workers is None else self._workers.handles
+
     def _deliver_alarms(self) -> None:
         now_ns = self.clock()
         while True:
             due = [
                 (at_ns, name)
                 for name, handle in self._handles.items()
-                if (at_ns := handle.next_alarm_ns) <= now_ns
+                if (at_ns := handle.published_alarm_ns) <= now_ns
             ]
             if not due:
                 return
@@ -281,6 +323,8 @@ class Supervisor:
     def _deliver_outputs(self) -> None:
         for handle in self._handles.values():
             handle.deliver_outputs()
+        if self._workers is not None:
+            self._workers.see_off()
 
     def _deliver_news(self) -> None:
         news = self._reactor.news
@@ -300,18 +344,6 @@ class Supervisor:
         except Exception as error:
             what = f"{device.name}: {type(error).__name__}: {error}"
             raise StartFailed(f"the start failed: {what}") from error
-
-    def _start_report(self) -> str:
-        outcome = self._reactor.outcome
-        lines = [f"the start failed: {outcome.why}" if outcome is not None else "the start failed"]
-        for record in self.events():
-            if isinstance(record, DeviceCrashed):
-                lines.append(f"{record.name}: {record.exception}")
-                lines += [f"    {line}" for line in record.traceback.rstrip().splitlines()]
-                lines += [f"    log: {line}" for line in record.log if line not in record.traceback]
-            elif isinstance(record, DeviceFailed | DeviceKilled):
-                lines.append(f"{record.name}: {record.why}")
-        return "\n".join(lines)
 
 
 class _Idle:

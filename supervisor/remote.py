@@ -138,10 +138,16 @@ class RemoteHandle(DeviceHandle):
 
     @property
     def next_alarm_ns(self) -> int:
+        if self._gone is not None:
+            return NO_ALARM
         if self._words[layout.PUBLISHED] != self.ledger.submitted:
-            if self._gone is not None:
-                return NO_ALARM
             self._settle()
+        return self._words[layout.NEXT_ALARM]
+
+    @property
+    def published_alarm_ns(self) -> int:
+        if self._gone is not None or self._words[layout.PUBLISHED] != self.ledger.submitted:
+            return NO_ALARM
         return self._words[layout.NEXT_ALARM]
 
     # -- submitting ------------------------------------------------------------------------------

@@ -185,3 +185,40 @@ def test_given_handle_its_facts_follow_the_device() -> None:
         while counter.state != "down":
             sup.dispatch(1)
         assert counter.pid is None
+
+
+ALARMING = 'device: "tests.devices.alarming:Alarming"'
+
+
+def test_given_device_in_long_backoff_dispatch_waits_for_nobody() -> None:
+    """A device that is away with its alarm outstanding delays neither dispatch nor the others' alarms."""
+    slow = f"name: slow, {ALARMING}, backoff: {{first: 1h, next: 1h, max: 1h}}"
+    with census(), Supervisor(board(slow, f"name: quick, {ALARMING}")) as sup:
+        now = [0]
+        sup.clock = lambda: now[0]
+        for name in ("slow", "quick"):
+            sup[name].write(0, 4, 10)
+        assert sup.kill("slow")
+        while sup["slow"].state != "waiting":
+            sup.dispatch(1)
+        sup["slow"].send(b"for later")
+        now[0] = 20_000_000
+        sup.dispatch(0)
+        assert sup["quick"].read(4, 4) == 1
+
+
+def test_given_failed_device_with_an_alarm_dispatch_goes_on() -> None:
+    """The alarm of a device that was given up is nobody's business any more."""
+    failing = f"name: failing, {ALARMING}, backoff: {{max: 0s}}"
+    config = board(failing, COUNTING, supervisor="intensity: 0, on_give_up: isolate")
+    with census(), Supervisor(config) as sup:
+        now = [0]
+        sup.clock = lambda: now[0]
+        sup["failing"].write(0, 4, 10)
+        assert sup.kill("failing")
+        while sup["failing"].state != "failed":
+            sup.dispatch(1)
+        now[0] = 20_000_000
+        sup.dispatch(0)
+        assert sup.next_alarm_ns() > now[0]
+        assert sup["counter"].read(0x04, 4) == 1
