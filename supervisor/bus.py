@@ -1,4 +1,4 @@
-"""The bus: addresses to devices, as the configuration lays them out. Pure lookup, no copying.
+"""The bus: addresses to devices, as they stand in the configuration or were added. Pure lookup, no copying.
 
 Errors: an address that belongs to nobody raises :class:`~supervisor.errors.LocalError`; what a real bus does
 then (zeros, an abort) is the machine's to decide.
@@ -6,7 +6,7 @@ then (zeros, an abort) is the machine's to decide.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,28 @@ class Bus:
         )
         self._bases = [base for base, _handle in mapped]
         self._handles = [handle for _base, handle in mapped]
+
+    def add(self, handle: DeviceHandle) -> None:
+        """A device more. One without addresses is not on the bus."""
+        if handle.mmio is not None:
+            index = bisect_left(self._bases, handle.mmio.base)
+            self._bases.insert(index, handle.mmio.base)
+            self._handles.insert(index, handle)
+
+    def remove(self, handle: DeviceHandle) -> None:
+        """Takes a device off the bus; one that is not on it is no error."""
+        if handle in self._handles:
+            index = self._handles.index(handle)
+            del self._bases[index], self._handles[index]
+
+    def taken(self, base: int, size: int) -> DeviceHandle | None:
+        """A device that has an address within ``size`` bytes from ``base``, if there is one."""
+        index = bisect_left(self._bases, base + size) - 1
+        if index >= 0:
+            handle = self._handles[index]
+            if handle.mmio is not None and base < self._bases[index] + handle.mmio.size:
+                return handle
+        return None
 
     def find(self, address: int) -> tuple[DeviceHandle, int]:
         """The device at ``address`` and the offset inside it. Raises ``LocalError`` where there is none."""

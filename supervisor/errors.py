@@ -69,7 +69,9 @@ class RequestTimeout(DeviceFault):
 
 
 class StartFailed(TubevisorError):
-    """The first start of the devices failed; everything that had been started is stopped again."""
+    """A start failed: the first one of all devices, and everything that had been started is stopped again;
+    or that of a device that was to be added, and nothing is left of it.
+    """
 
 
 class EnvironmentFault(TubevisorError):

@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import msgspec
@@ -21,7 +21,7 @@ import msgspec
 from supervisor import policy
 from supervisor.config import Config, DeviceConfig
 from supervisor.datasheet import RegisterMap
-from supervisor.handle import Clock, DeviceFacts
+from supervisor.handle import Clock, DeviceFacts, DeviceHandle
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
 from supervisor.policy import Restart
@@ -67,6 +67,7 @@ class Workers:
         self.processes = Processes(reactor, self, _preload(config))
         self._switchboard = Switchboard()
         self._departed: list[RemoteHandle] = []
+        self.on_forget: Callable[[DeviceHandle], None] = lambda _handle: None
         for device in config.devices:
             self._seats[device.name] = self._make_seat(device)
         self.handles: Mapping[str, RemoteHandle] = self._by_name()
@@ -114,6 +115,7 @@ class Workers:
         seat.handle.go("the device was removed")
         self._reactor.unwatch(seat.handle.ledger.answer_fd)
         self._departed.append(seat.handle)
+        self.on_forget(seat.handle)
 
     def see_off(self) -> None:
         """Delivers what removed devices still had to say, and gives their journals back.

@@ -19,10 +19,8 @@ SHARED_MEMORY = ("memfd:tubevisor", "/dev/shm/")
 
 def board(*devices: str, supervisor: str = "intensity: 100000, period: 1s", extra: str = "") -> Config:
     """A configuration of test devices; each of ``devices`` is the inside of a YAML flow mapping."""
-    lines = [f"  - {{{device}}}" for device in devices]
-    return parse_config(
-        f"name: test\nsupervisor: {{{supervisor}}}\ndevices:\n" + "\n".join(lines) + f"\n{extra}"
-    )
+    listed = "".join(f"\n  - {{{device}}}" for device in devices) or " []"
+    return parse_config(f"name: test\nsupervisor: {{{supervisor}}}\ndevices:{listed}\n{extra}")
 
 
 COUNTING = 'name: counter, device: "tests.devices.counting:Counting", backoff: {max: 0s}'

@@ -35,6 +35,7 @@ RANKS = {
     "supervisor.processes": 8,
     "supervisor.seat": 8,
     "supervisor.workers": 9,
+    "supervisor.roster": 9,
     "supervisor.events": 9,
     "supervisor.host": 10,
     "supervisor.aio": 10,

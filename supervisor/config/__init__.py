@@ -14,7 +14,7 @@ program that builds its ``Config`` itself needs neither.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from supervisor.config.values import (
@@ -27,6 +27,7 @@ from supervisor.config.values import (
     VhostUser,
     policy_spec,
 )
+from supervisor.policy.spec import AutoShutdown
 
 __all__ = [
     "Config",
@@ -39,6 +40,7 @@ __all__ = [
     "json_schema",
     "load_config",
     "parse_config",
+    "parse_device",
     "policy_spec",
 ]
 
@@ -58,6 +60,15 @@ def parse_config(text: str, *, source: str = "<string>", overrides: Sequence[str
     from supervisor.config.load import parse
 
     return parse(text, source, os.curdir, "unnamed", overrides)
+
+
+def parse_device(
+    device: str | Mapping[str, Any], *, source: str = "<device>", auto_shutdown: AutoShutdown
+) -> DeviceConfig:
+    """One device, as it would stand under ``devices``: YAML text, or the same as a mapping."""
+    from supervisor.config.load import parse_one_device
+
+    return parse_one_device(device, source, auto_shutdown.value)
 
 
 def json_schema() -> dict[str, Any]:

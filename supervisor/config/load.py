@@ -7,7 +7,8 @@ made, so making it cannot fail any more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, get_args
 
@@ -38,7 +39,7 @@ from supervisor.policy.spec import (
     Strategy,
 )
 
-__all__ = ["load", "parse", "schema"]
+__all__ = ["load", "parse", "parse_one_device", "schema"]
 
 
 def load(path: str, overrides: Sequence[str]) -> Config:
@@ -70,6 +71,32 @@ def parse(text: str, source: str, directory: str, stem: str, overrides: Sequence
     if document.findings or root is None:
         raise ConfigError([str(finding) for finding in sorted(set(document.findings))])
     return _build(root, source, directory, stem)
+
+
+def parse_one_device(device: str | Mapping[str, Any], source: str, auto_shutdown: str) -> DeviceConfig:
+    """Makes a DeviceConfig of one entry of ``devices``, for a board with this ``auto_shutdown``.
+
+    Whether what it depends on is there is not looked at: that is the running board's to say.
+    """
+    if isinstance(device, str):
+        inner = read_document(device, source)
+    else:
+        inner = Document(source, copy.deepcopy(dict(device)))
+    if inner.findings:
+        raise ConfigError([str(finding) for finding in sorted(set(inner.findings))])
+    top: Path = ("devices", 0)
+    entry = {} if inner.data is None else inner.data
+    document = Document(source, {"supervisor": {"auto_shutdown": auto_shutdown}, "devices": [entry]})
+    document.values = {(*top, *path): place for path, place in inner.values.items()}
+    document.keys = {(*top, *path): place for path, place in inner.keys.items()}
+    depends_on = entry.pop("depends_on", None) if isinstance(entry, dict) else None
+    check_document(document)
+    if depends_on is not None:
+        entry["depends_on"] = depends_on
+    root = _validate(document)
+    if document.findings or root is None:
+        raise ConfigError([str(finding) for finding in sorted(set(document.findings))])
+    return _build_device(root.devices[0])
 
 
 def schema() -> dict[str, Any]:
