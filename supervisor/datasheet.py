@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["Access", "AccessTable", "RegisterEntry", "RegisterMap", "evaluate_counter"]
+from supervisor.errors import LocalError
+
+__all__ = [
+    "Access",
+    "AccessTable",
+    "RegisterEntry",
+    "RegisterMap",
+    "check_register_map",
+    "evaluate_counter",
+]
 
 WORD_MASK = 2**64 - 1
 POSTED_WAY = -1  # in ``AccessTable.writes``; any other number is an index into ``captures``
@@ -48,6 +57,27 @@ class RegisterMap:
 
     entries: tuple[RegisterEntry, ...]
     words: int
+
+
+COUNTER_WORDS = 5  # base, since (guest ns), ticks, per (ns), mask
+
+
+def check_register_map(register_map: RegisterMap, *, capacity: int) -> None:
+    """Raises ``LocalError`` for a map that cannot be: it comes from a worker, and workers are not trusted.
+
+    Every slot that it names must lie within ``register_map.words``, and those within ``capacity``.
+    """
+    words = register_map.words
+    if not 0 <= words <= capacity:
+        raise LocalError(f"{words} register words in a journal with room for {capacity}")
+    for entry in register_map.entries:
+        slots = COUNTER_WORDS if entry.read == Access.COUNTER else entry.count
+        reached = [(entry.slot, slots)]
+        if entry.write == Access.CAPTURE:
+            reached += [(entry.counter_slot, COUNTER_WORDS), (entry.into_slot, entry.count)]
+        fits = all(slot >= 0 and slot + length <= words for slot, length in reached)
+        if not fits or not 1 <= entry.count <= words or not 0 <= entry.stride < 2**32 or entry.offset < -1:
+            raise LocalError(f"register {entry.name[:40]!r} reaches beyond its {words} words")
 
 
 class AccessTable:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from supervisor.errors import DeviceError, DeviceFault, LocalError, RequestTimeout
 from supervisor.memory.fence import FENCE
@@ -45,6 +45,7 @@ class Ledger:
         self.replies: dict[int, bytes] = {}
         self.waiters: dict[int, Waiter] = {}
         self.given_up: dict[int, DeviceFault] = {}
+        self.outputs_bytes = 0  # collected since the outputs were last found empty
         self._outputs = outputs
         self._poison = poison
         self._request_timeout_ns = request_timeout_ns
@@ -63,8 +64,9 @@ class Ledger:
 
     def put(self, kind: int, stamp_ns: int, offset: int, size: int, value: int) -> int:
         """Appends a record without a payload, for which there is room; returns its number."""
-        if not 0 <= offset < 2**32 or not 0 <= value < 2**64:
-            raise LocalError(f"{self.name}: offset {offset:#x} or value {value:#x} is out of range")
+        if not 0 <= offset < 2**32 or not 0 <= value < 2**64 or not 0 <= size <= 8:
+            what = f"offset {offset:#x}, {size} bytes or value {value:#x}"
+            raise LocalError(f"{self.name}: {what} is out of range")
         number = self.submitted
         at = self._inputs_at + (number & self._input_mask) * INPUT_BYTES
         INPUT.pack_into(self._bytes, at, stamp_ns, offset, 1, kind, size, value, 0)
@@ -86,10 +88,12 @@ class Ledger:
         self._submit(after)
         return number
 
-    def pending_payloads(self) -> Iterator[tuple[int, bytes]]:
-        """Out-of-line payloads that a new worker will ask for."""
-        published = self.words[layout.PUBLISHED]
-        return ((number, data) for number, data in self._payloads.items() if number >= published)
+    def payload_of(self, number: int) -> bytes:
+        """The out-of-line payload of record ``number``. Raises :class:`JournalCorrupt` if it has none."""
+        try:
+            return self._payloads[number]
+        except KeyError:
+            raise JournalCorrupt(f"{self.name}: record {number} has no payload out of line") from None
 
     def _submit(self, submitted: int) -> None:
         words = self.words
@@ -116,22 +120,26 @@ class Ledger:
         if not position <= end <= position + self.journal.layout.output_bytes:
             words[layout.CONSUMED] = end
             raise JournalCorrupt(f"{self.name}: outputs from {position} to {end}")
+        answered: list[tuple[Waiter, bytes]] = []
         while position < end:
             output, position = self.journal.get_output(position, end)
             if output.kind == OutputKind.BYTES or output.kind == OutputKind.IRQ:
                 self._outputs.append(output)
+                self.outputs_bytes += len(output.payload)
                 continue
             waiter = self.waiters.pop(output.number, None)
             if waiter is not None:
-                waiter(output.payload)
+                answered.append((waiter, output.payload))
             else:
                 self.replies[output.number] = output.payload
-        words[layout.CONSUMED] = end
+        words[layout.CONSUMED] = end  # before anybody is called: a waiter may come back to here
         self._ring_sleeper()
         if self._payloads:
             published = words[layout.PUBLISHED]
             for number in [number for number in self._payloads if number < published]:
                 del self._payloads[number]
+        for waiter, payload in answered:
+            waiter(payload)
 
     # -- between two workers ---------------------------------------------------------------------
 
@@ -193,6 +201,19 @@ class Ledger:
             self.given_up[number] = fault
         return fault
 
+    def abandon(self, fault: DeviceFault) -> None:
+        """No worker lives and none is wanted: no request that somebody waits for may happen later."""
+        commit = self.journal.read_commit()
+        number = 0 if commit is None else commit.applied
+        while number < self.submitted:
+            record, after, _out_of_line = self.journal.get_input(number)
+            if record.kind in _ANSWERED:
+                self.give_up(number, fault)
+            number = after
+        waiters, self.waiters = self.waiters, {}
+        for waiter in waiters.values():
+            waiter(fault)
+
     def timeout_fault(self) -> RequestTimeout:
         """What a request ends in that was past its time and took no effect."""
         seconds = self._request_timeout_ns / 1e9
@@ -220,7 +241,7 @@ class Ledger:
         )
         self.collect()
         fd, journal = create_journal(self.name, grown)
-        old.copy_to(journal, self.submitted)
+        old.copy_to(journal)
         os.close(self.journal_fd)
         self.journal_fd, self.journal = fd, journal
         self._bind()

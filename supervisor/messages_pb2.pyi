@@ -368,7 +368,7 @@ Global___Stop: _TypeAlias = Stop  # noqa: Y015
 
 @_typing.final
 class Payload(_message.Message):
-    """The bytes of a record that says "out of line"."""
+    """The bytes of a record that says "out of line"; sent when they are asked for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -493,6 +493,7 @@ class WorkerMessage(_message.Message):
     DUPLICATE_FIELD_NUMBER: _builtins.int
     CONNECT_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
+    WANT_PAYLOAD_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
@@ -508,6 +509,8 @@ class WorkerMessage(_message.Message):
     def connect(self) -> Global___Connect: ...
     @_builtins.property
     def stopped(self) -> Global___Stopped: ...
+    @_builtins.property
+    def want_payload(self) -> Global___WantPayload: ...
     def __init__(
         self,
         *,
@@ -519,12 +522,13 @@ class WorkerMessage(_message.Message):
         duplicate: Global___Duplicate | None = ...,
         connect: Global___Connect | None = ...,
         stopped: Global___Stopped | None = ...,
+        want_payload: Global___WantPayload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "hello", b"hello", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "hello", b"hello", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "generation", b"generation", "hello", b"hello", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "generation", b"generation", "hello", b"hello", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "ready", "failed", "journal_full", "duplicate", "connect", "stopped"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "ready", "failed", "journal_full", "duplicate", "connect", "stopped", "want_payload"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -732,3 +736,24 @@ class Stopped(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Stopped: _TypeAlias = Stopped  # noqa: Y015
+
+@_typing.final
+class WantPayload(_message.Message):
+    """The worker has come to a record that says "out of line"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WantPayload: _TypeAlias = WantPayload  # noqa: Y015

@@ -30,6 +30,9 @@ EXIT_STATUS_WAIT_NS = 100_000_000  # the zygote reports within a fraction of a m
 ZYGOTE_GRACE_NS = 500_000_000  # to finish an import, once somebody who waits for it is to be killed
 LOG_CHUNK_BYTES = 65536
 LOG_CHUNKS_AFTER_DEATH = 16  # a pipe holds 64 KiB; a grandchild that writes on must not keep us here
+ZYGOTE_SILENCE_NS = 5_000_000_000  # a loaded one reports a fork every few ms
+ZYGOTE_LOSSES_FORGIVEN = 3
+ZYGOTE_LOSSES_PERIOD_NS = 60_000_000_000
 MESSAGES_PER_ROUND = 64  # of one worker: a flood must not keep the others waiting
 
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -70,6 +73,9 @@ class Processes:
         self._taken: set[int] = set()
         self._kill_wanted: set[int] = set()
         self._spares: deque[WorkerProcess] = deque()
+        self._zygote_losses: deque[int] = deque(maxlen=ZYGOTE_LOSSES_FORGIVEN + 1)
+        self._zygote_heard = 0
+        self._zygote_watched = False
         self._spares_wanted = 0
 
     @property
@@ -109,10 +115,32 @@ class Processes:
         if worker.pidfd is None and not self._launcher.ready:
             self._reactor.call_at(time.monotonic_ns() + ZYGOTE_GRACE_NS, self._give_zygote_up)
 
+    def forgives(self, worker: WorkerProcess) -> bool:
+        """True if the worker died of its zygote's death, which is no device's fault; not too often, though:
+        a device that kills zygotes must not do so for ever."""
+        since_ns = time.monotonic_ns() - ZYGOTE_LOSSES_PERIOD_NS
+        recent = sum(lost_ns > since_ns for lost_ns in self._zygote_losses)
+        return worker.lost and recent <= ZYGOTE_LOSSES_FORGIVEN
+
     def _give_zygote_up(self) -> None:
         """A zygote that is still not ready is stuck in an import, and those it was to fork never come."""
         if not self._launcher.ready:
             self._launcher.kill_zygote()
+
+    def _watch_zygote(self) -> None:
+        """A zygote that says nothing although workers are ordered (stopped, or stuck) is replaced."""
+        if self._zygote_watched or all(worker.pidfd or worker.lost for worker in self._known.values()):
+            return
+        self._zygote_watched = True
+        heard_then = self._zygote_heard
+
+        def judge() -> None:
+            self._zygote_watched = False
+            if self._launcher.ready and self._zygote_heard == heard_then:
+                self._launcher.kill_zygote()
+            self._watch_zygote()
+
+        self._reactor.call_at(time.monotonic_ns() + ZYGOTE_SILENCE_NS, judge)
 
     def close(self) -> None:
         """Ends every process that is left, and the zygote; returns when they are gone."""
@@ -130,6 +158,7 @@ class Processes:
         worker = self._launcher.fork()
         self._follow_launcher()
         self._known[worker.ticket] = worker
+        self._watch_zygote()
         self._reactor.watch(worker.tube.read_notifier.fileno(), lambda _mask: self._hear(worker))
         self._reactor.watch(worker.tube.close_notifier.fileno(), lambda _mask: self._hear(worker))
         self._reactor.watch(worker.log.fileno(), lambda _mask: self._drain_log(worker, 1))
@@ -147,6 +176,7 @@ class Processes:
     def _hear_launcher(self) -> None:
         self._reactor.unwatch(self._launcher_fd)  # before a lost zygote's Tube is closed
         self._launcher_fd = -1
+        self._zygote_heard += 1
         for report in self._launcher.reports():
             if report.worker.ticket not in self._known:
                 continue
@@ -157,8 +187,11 @@ class Processes:
                     self._fail(worker, why)
                 case Exited(worker):
                     self._finish(worker)
-        for worker in [worker for worker in self._known.values() if worker.lost and worker.mute]:
-            self._fail(worker, "the zygote died")
+        if not self._launcher.running:
+            self._zygote_losses.append(time.monotonic_ns())
+        for worker in list(self._known.values()):
+            if worker.lost and worker.mute and worker.pidfd is None:
+                self._lose(worker)
         self._follow_launcher()
 
     def _on_forked(self, worker: WorkerProcess) -> None:
@@ -175,6 +208,13 @@ class Processes:
         self._forget(worker)
         if taken:
             self._owner.on_fork_failed(worker, why)
+
+    def _lose(self, worker: WorkerProcess) -> None:
+        """Its zygote died before it could say whose it is, and so, by the kernel's hand, did the worker."""
+        taken = worker.ticket in self._taken
+        self._forget(worker)
+        if taken:
+            self._owner.on_gone(worker, None)
 
     # -- hearing ---------------------------------------------------------------------------------
 
@@ -240,12 +280,13 @@ class Processes:
         self._unwatch_tube(worker)
         worker.mute = True
         worker.kill()  # without a pidfd yet: ``_on_forked`` does it, or the zygote is lost
-        if worker.lost:
-            self._fail(worker, "the zygote died")
+        if worker.lost and worker.pidfd is None:
+            self._lose(worker)
 
     def _on_death(self, worker: WorkerProcess) -> None:
         """The pidfd says so; the exit status follows from the zygote, or from the kernel, or never."""
         assert worker.pidfd is not None  # noqa: S101 - its callback
+        worker.kill_family()
         self._reactor.unwatch(worker.pidfd.fileno())
         if self._launcher.awaits_exit(worker):
             self._reactor.call_at(time.monotonic_ns() + EXIT_STATUS_WAIT_NS, lambda: self._finish(worker))

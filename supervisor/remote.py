@@ -10,10 +10,12 @@ worker that is awake. They hold as long as nothing is outstanding that could cha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from supervisor.config import Mmio
 from supervisor.datasheet import AccessTable, RegisterMap, evaluate_counter
@@ -26,11 +28,20 @@ from supervisor.worker import journal as layout
 from supervisor.worker.journal import JournalCorrupt
 from supervisor.worker.records import InputKind
 
-__all__ = ["Port", "RemoteHandle"]
+__all__ = ["Overdue", "Port", "RemoteHandle"]
 
 SPIN_LOOKS = 100  # looks at the journal between two looks at the clock
 SPIN_NS = 150_000  # to wake a worker and hear its answer; sleeping as well would double that
+OUTPUTS_HELD_BYTES = 1 << 20  # that the supervisor keeps for a sink that is not there yet
 NEVER_LATCHED = (0, 0, -1)  # record, value, guest time
+
+
+class Overdue(Enum):
+    """What becomes of a request that is past its time."""
+
+    KILLED = "its worker is being killed: the journal will say whether it has happened"
+    STARTING = "its worker is on its way: the start has a deadline of its own"
+    NOBODY = "there is no process: it can be given up at once"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +50,8 @@ class Port:
 
     pump: Callable[[int | None], None]
     """Runs the reactor once, for at most so many ns."""
-    tell_payload: Callable[[str, int, bytes], None]
-    """Sends the payload of an out-of-line record to the worker, if there is one."""
-    overdue: Callable[[str], bool]
-    """Says that the worker is stuck and is to be killed; false if there is no process at all."""
+    overdue: Callable[[str], Overdue]
+    """Says that nothing has moved for too long; a worker that serves is killed for it."""
     corrupt: Callable[[str, JournalCorrupt], None]
     """Says that what the worker wrote into the journal cannot be."""
     call_at: Callable[[int, Callable[[], None]], object]
@@ -174,8 +183,6 @@ class RemoteHandle(DeviceHandle):
             self._await(ledger.lacks(slots))
         number = ledger.put_payload(kind, self._clock(), payload, out_of_line=out_of_line)
         self._barrier = ledger.submitted
-        if out_of_line:
-            self._port.tell_payload(self.name, number, payload)
         return number
 
     def _capture(self, way: int, offset: int, size: int, value: int) -> None:
@@ -235,7 +242,8 @@ class RemoteHandle(DeviceHandle):
     def _await(self, published: int, number: int | None = None) -> None:
         """Returns once ``PUBLISHED`` is at ``published``, or the caller's record ``number`` is given up.
 
-        Past ``request_timeout`` the worker is killed: then the journal says whether the record has happened.
+        When nothing has moved for ``request_timeout`` the worker is killed: then the journal says whether the
+        record has happened.
         """
         words = self._words
         begun_ns = now_ns = time.monotonic_ns()
@@ -246,10 +254,14 @@ class RemoteHandle(DeviceHandle):
             os.sched_yield()  # on a single core the worker must come first
             now_ns = time.monotonic_ns()
         deadline_ns = now_ns + self._request_timeout_ns
+        moved_to = words[layout.PUBLISHED]
         try:
             while not self._arrived(published) and number not in self.ledger.given_up:
                 if self._gone is not None:
                     raise self._gone
+                if self._words[layout.PUBLISHED] != moved_to:
+                    moved_to = self._words[layout.PUBLISHED]
+                    deadline_ns = time.monotonic_ns() + self._request_timeout_ns
                 left_ns = deadline_ns - time.monotonic_ns()
                 if left_ns <= 0:
                     self._time_out(number)
@@ -274,9 +286,12 @@ class RemoteHandle(DeviceHandle):
         if ledger.overdue is not None:
             return  # it is being killed, and the kernel takes its time
         ledger.overdue = SOMETHING if number is None else number
-        if self._port.overdue(self.name):
+        overdue = self._port.overdue(self.name)
+        if overdue is Overdue.KILLED:
             return
         ledger.overdue = None
+        if overdue is Overdue.STARTING:
+            return
         if number is None:
             raise ledger.timeout_fault()
         ledger.give_up(number, ledger.timeout_fault())
@@ -295,23 +310,43 @@ class RemoteHandle(DeviceHandle):
         ledger = self.ledger
         published = self._words[layout.PUBLISHED]
         if published == published_then and published != ledger.submitted and ledger.overdue is None:
-            ledger.overdue = SOMETHING
-            if not self._port.overdue(self.name):
-                ledger.overdue = None  # no worker to be stuck: the policy has it waiting
+            self._judge_stuck()
         self._watch_outstanding()
+
+    def _judge_stuck(self) -> None:
+        """Nothing has moved for ``request_timeout`` and nobody waits in here: a posted write, or a waiter."""
+        ledger = self.ledger
+        if self._words[layout.OUTPUT_END] - self._words[layout.CONSUMED] and self._holds_enough():
+            return  # its outputs are not taken: that is the host's doing, not the worker's
+        ledger.overdue = SOMETHING
+        overdue = self._port.overdue(self.name)
+        if overdue is not Overdue.KILLED:
+            ledger.overdue = None
+        if overdue is Overdue.NOBODY:  # the policy has it waiting: who asked is told, what was posted stays
+            for number in list(ledger.waiters):
+                ledger.give_up(number, ledger.timeout_fault())
 
     # -- what comes back -------------------------------------------------------------------------
 
     @property
     def has_outputs(self) -> bool:
         self._watch_outstanding()
-        self.collect()
+        if not self._holds_enough():
+            self.collect()
         return super().has_outputs
 
     def deliver_outputs(self) -> bool:
         self._watch_outstanding()
-        self.collect()
-        return super().deliver_outputs()
+        if not self._holds_enough():
+            self.collect()
+        delivered = super().deliver_outputs()
+        if not self._outputs:
+            self.ledger.outputs_bytes = 0
+        return delivered
+
+    def _holds_enough(self) -> bool:
+        """True while so much waits for a sink that the rest is left in the ring, for the worker to wait."""
+        return self.ledger.outputs_bytes > OUTPUTS_HELD_BYTES
 
     def collect(self) -> None:
         """Takes everything out of the output ring. A ring that cannot be is the worker's end."""
@@ -348,9 +383,8 @@ class RemoteHandle(DeviceHandle):
         if self._gone is None:
             self._gone = DeviceGone(f"{self.name}: {reason}")
         self._set_tables()
-        waiters, self.ledger.waiters = self.ledger.waiters, {}
-        for waiter in waiters.values():
-            waiter(self._gone)
+        with contextlib.suppress(JournalCorrupt):  # then there is nobody to handle anything either
+            self.ledger.abandon(self._gone)
 
     def revive(self) -> None:
         """The device is started again after ``go``."""

@@ -62,6 +62,10 @@ class LogTail:
         self.lines.extend(text for _level, text in lines)
         return lines
 
+    def finish(self) -> list[tuple[int, str]]:
+        """The process is gone: what it left without a line's end is a line."""
+        return self.feed(b"\n") if self._rest else []
+
     def clear(self) -> None:
         """Forgets everything: another process speaks from now on."""
         self.lines.clear()

@@ -20,7 +20,8 @@ import msgspec
 
 from supervisor import policy
 from supervisor.config import Config, DeviceConfig
-from supervisor.datasheet import RegisterMap
+from supervisor.datasheet import RegisterMap, check_register_map
+from supervisor.errors import LocalError
 from supervisor.handle import Clock, DeviceFacts, DeviceHandle
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
@@ -36,7 +37,7 @@ from supervisor.policy.actions import (
 from supervisor.policy.events import Forked, Gone, Hello, Ready, Refused, Silent, SpawnFailed
 from supervisor.processes import BrokenContract, Processes
 from supervisor.reactor import Reactor
-from supervisor.remote import Port, RemoteHandle
+from supervisor.remote import Overdue, Port, RemoteHandle
 from supervisor.seat import InputGivenUp, Seat, exit_reason
 from supervisor.switchboard import Switchboard
 from supervisor.tube import Descriptor, Disconnected, TubeTimeout
@@ -76,7 +77,6 @@ class Workers:
         """A place for a device. Its handle keeps to it: a successor of the same name is another device."""
         port = Port(
             pump=self._reactor.poll,
-            tell_payload=lambda _name, number, data: self._tell_payload(seat, number, data),
             overdue=lambda _name: self._overdue(seat),
             corrupt=lambda _name, error: self._corrupt(seat, error),
             call_at=self._reactor.call_at,
@@ -184,7 +184,10 @@ class Workers:
 
     def kill(self, name: str, generation: int, why: str) -> None:
         seat = self._seats[name]
-        if seat.generation != generation or seat.worker is None:
+        if seat.generation != generation:
+            return
+        if seat.worker is None:  # whatever the policy believes: there is nobody to wait for
+            self._reactor.post(Gone(name, generation, exit_reason(None)))
             return
         self.processes.kill(seat.worker)
 
@@ -228,6 +231,8 @@ class Workers:
                 self._judge_failure(seat, message.failed)
             case "journal_full":
                 self._grow(seat, message)
+            case "want_payload":
+                self._tell_payload(seat, message.want_payload.number)
             case "stopped":
                 pass
             case "duplicate":
@@ -245,12 +250,15 @@ class Workers:
 
     def on_fork_failed(self, worker: WorkerProcess, why: str) -> None:
         seat = self._leave(worker)
+        self._settle(seat, charged=False)
         self._reactor.post(SpawnFailed(seat.name, seat.generation, why))
 
     def on_gone(self, worker: WorkerProcess, wait_status: int | None) -> None:
         seat = self._leave(worker)
+        for level, text in seat.log.finish():
+            logging.getLogger(f"tubevisor.device.{seat.name}").log(level, "%s", text)
         ended = exit_reason(wait_status)
-        charged = not seat.uncharged
+        charged = not (seat.uncharged or self.processes.forgives(worker))
         seat.last_exit = str(ended)
         if seat.last_words is not None:
             seat.last_exit = f"{seat.last_exit}: {seat.last_words.exception}"
@@ -282,8 +290,6 @@ class Workers:
         message = SupervisorMessage(generation=seat.generation, assign=assign)
         seat.assigned = True
         self._tell(seat, message, (ledger.journal_fd, ledger.doorbell_fd, ledger.answer_fd))
-        for number, data in ledger.pending_payloads():
-            self._tell_payload(seat, number, data)
         if seat.stop_wanted:
             self.ask_stop(seat.name, seat.generation)
 
@@ -292,8 +298,10 @@ class Workers:
             register_map = _decode_map(message.ready.register_map_msgpack)
         except msgspec.DecodeError as error:
             raise BrokenContract(f"a register map that cannot be: {error}") from error
-        if register_map.words > len(seat.handle.ledger.journal.registers):
-            raise BrokenContract(f"{register_map.words} register words")
+        try:
+            check_register_map(register_map, capacity=len(seat.handle.ledger.journal.registers))
+        except LocalError as error:
+            raise BrokenContract(str(error)) from error
         seat.handle.set_map(register_map)
         seat.ready = True
         seat.start_fresh = False
@@ -334,6 +342,15 @@ class Workers:
         answer.journal_grown.journal_bytes = os.fstat(fd).st_size
         self._tell(seat, answer, (fd,))
 
+    def _tell_payload(self, seat: Seat, number: int) -> None:
+        answer = SupervisorMessage(generation=seat.generation)
+        answer.payload.number = number
+        try:
+            answer.payload.data = seat.handle.ledger.payload_of(number)
+        except JournalCorrupt as error:
+            raise BrokenContract(str(error)) from error
+        self._tell(seat, answer)
+
     def _introduce(self, seat: Seat, peer: str) -> None:
         def answer(error: str, ends: tuple[object, ...]) -> None:
             message = SupervisorMessage(generation=seat.generation)
@@ -370,18 +387,16 @@ class Workers:
         except TubeTimeout:
             self._reactor.post(Silent(seat.name, seat.generation))
 
-    def _tell_payload(self, seat: Seat, number: int, data: bytes) -> None:
-        if seat.assigned:
-            message = SupervisorMessage(generation=seat.generation)
-            message.payload.number = number
-            message.payload.data = data
-            self._tell(seat, message)
-
-    def _overdue(self, seat: Seat) -> bool:
+    def _overdue(self, seat: Seat) -> Overdue:
         if seat.worker is None:
-            return False
+            return Overdue.NOBODY
+        if seat.stop_wanted:  # the policy would grant it its stop_timeout; who waits has waited enough
+            self.processes.kill(seat.worker)
+            return Overdue.KILLED
+        if not seat.ready:
+            return Overdue.STARTING
         self._reactor.post(Silent(seat.name, seat.generation))
-        return True
+        return Overdue.KILLED
 
     def _corrupt(self, seat: Seat, error: JournalCorrupt) -> None:
         _log.error("%s: %s", seat.name, error)

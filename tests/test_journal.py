@@ -161,7 +161,7 @@ def test_given_commit_it_is_read_back_and_survives_growth(state: bytes, register
         journal.write_slot(1, commit)
         journal.words[layout.COMMIT] = 1
         assert journal.read_commit() == commit
-        journal.copy_to(other, 3)
+        journal.copy_to(other)
         assert other.read_commit() == commit
     finally:
         for each, each_fd in ((journal, fd), (other, other_fd)):

@@ -33,6 +33,7 @@ __all__ = ["Exited", "ForkFailed", "Forked", "LaunchReport", "Launcher", "Worker
 
 ORDERS_IN_FLIGHT = 64  # a default socket queue holds 278 packets; each order carries two descriptors
 ZYGOTE_END_WAIT_S = 2.0  # it ends within milliseconds, unless something that it imports never returns
+PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
 PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info) in its first published size
 PIDFD_INFO_BYTES = 64
 PIDFD_INFO_EXIT = 1 << 3  # in the mask, the first 8 bytes
@@ -58,6 +59,17 @@ class WorkerProcess:
         if self.pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd.fileno(), signal.SIGKILL)
+
+    def kill_family(self) -> None:
+        """SIGKILL to the process group of the dead worker, which its pidfd names safely (Linux 6.9).
+
+        The zygote does the same before it reaps; this is for when the zygote is gone.
+        """
+        if self.pidfd is not None:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(
+                    self.pidfd.fileno(), signal.SIGKILL, None, PIDFD_SIGNAL_PROCESS_GROUP
+                )
 
     def close(self) -> None:
         """Closes what we hold of it."""
@@ -283,6 +295,8 @@ class Launcher:
         exitcode = self._process.exitcode
         self._process.close()
         self._process = None
+        for worker in self._alive.values():
+            worker.lost = True
         self._alive.clear()
         failed: list[LaunchReport] = []
         if not self._ready:

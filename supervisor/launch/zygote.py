@@ -25,6 +25,7 @@ from supervisor.worker.entry import PROTOCOL_VERSION, rehearse, run_worker
 
 __all__ = ["zygote_main"]
 
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 FAMILY_END_WAIT_S = 0.05  # less than the supervisor waits for the exit status
 FDS_PER_FORK = 2  # the worker's end of its Tube, and its log pipe
@@ -142,13 +143,17 @@ def _living_children() -> list[int]:
 
 def zygote_main(tube_fd: int, supervisor_pid: int, preload: Sequence[str]) -> None:
     """Entry point of the zygote. ``preload`` names modules that workers will want."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.setsid()  # a Ctrl-C on the terminal is the command's business
     os.set_inheritable(tube_fd, False)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.close(null)
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # While modules are imported nobody looks at the pidfd below. Not for longer: this signal is bound to the
+    # supervisor's thread that has started us, which may end before the supervisor does.
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     supervisor_pidfd = os.pidfd_open(supervisor_pid)
     if os.getppid() != supervisor_pid:
         return
@@ -159,6 +164,7 @@ def zygote_main(tube_fd: int, supervisor_pid: int, preload: Sequence[str]) -> No
                 rehearse(module.DEVICE)
         except Exception as error:  # noqa: BLE001 - the worker that needs it will say so, with its name
             print(f"preload of {name}: {error!r}", file=sys.stderr)  # noqa: T201 - before any logging
+    libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
     gc.collect()
     gc.freeze()
     with contextlib.suppress(Disconnected):

@@ -274,25 +274,24 @@ class Journal:
 
     # -- growth ----------------------------------------------------------------------------------
 
-    def copy_to(self, other: Journal, submitted: int) -> None:
-        """Copies everything that counts into ``other``, a larger journal. Only while the worker waits."""
+    def copy_to(self, other: Journal) -> None:
+        """Copies everything that counts into ``other``, a larger journal. Only while the worker waits.
+
+        The input ring keeps its size and is copied as it stands, given-up records and all.
+        """
         ours, theirs = self.words, other.words
         for word in range(SUBMITTED, HEADER_BYTES // 8):
             theirs[word] = ours[word]
         other.registers[: len(self.registers)] = self.registers
-        state = self.read_commit()
-        number = state.applied if state else 0
-        while number < submitted:
-            record, after, out_of_line = self.get_input(number)
-            if out_of_line:
-                record = record._replace(payload=b"")
-            other.put_input(record, out_of_line=out_of_line)
-            number = after
+        begin, end = self.layout.inputs_at, self.layout.outputs_at
+        at = other.layout.inputs_at
+        other.bytes[at : at + end - begin] = self.bytes[begin:end]
         position = ours[CONSUMED]
         while position < ours[OUTPUT_END]:
             output, after = self.get_output(position, ours[OUTPUT_END])
             other.put_output(position, output)
             position = after
+        state = self.read_commit()
         if state is not None:
             other.write_slot(ours[COMMIT], state)
 

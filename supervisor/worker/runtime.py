@@ -27,6 +27,7 @@ from supervisor.worker.session import Session
 __all__ = ["ControlTube", "DeviceCrashed", "Runtime"]
 
 BATCH_INPUTS = 64  # posted writes per commit: a commit costs as much as a few device calls
+BATCH_NS = 5_000_000  # so that slow inputs are seen to move, and little is handled again after a death
 SPIN_LOOKS = 40  # looks at the ring between two looks at the clock
 SPIN_MIN_NS = 10_000  # a reply is often followed by a request
 SPIN_MAX_NS = 200_000  # a few times what a wake-up costs
@@ -183,6 +184,7 @@ class Runtime:
         number = self._committer.applied
         submitted = words[layout.SUBMITTED]
         words[layout.HEARTBEAT] += 1
+        begun_ns = time.monotonic_ns()
         # A young worker begins with one input a commit: if it is one that kills, it is known which.
         batch, self._batch = self._batch, min(BATCH_INPUTS, 2 * self._batch)
         for _ in range(batch):
@@ -193,6 +195,8 @@ class Runtime:
             self._handle(session, record)
             number = after
             if number == submitted or record.kind in (InputKind.READ, InputKind.WRITE, InputKind.CALL):
+                break
+            if time.monotonic_ns() - begun_ns > BATCH_NS:
                 break
         self._commit(number, Failed.PHASE_REQUEST)
 
@@ -278,6 +282,9 @@ class Runtime:
     # -- the Tube --------------------------------------------------------------------------------
 
     def _payload(self, number: int) -> bytes:
+        message = WorkerMessage(generation=self._generation)
+        message.want_payload.number = number
+        self._tube.tell(message)
         while number not in self._payloads:
             self._hear(None)
         return self._payloads.pop(number)

@@ -102,6 +102,8 @@ class Session:
     # -- Context ---------------------------------------------------------------------------------
 
     def set_alarm(self, at_ns: int, token: int = 0) -> None:
+        if not 0 <= at_ns < NO_ALARM:
+            raise LocalError(f"{self.name}: an alarm at {at_ns} ns of guest time")
         self.alarms[token] = at_ns
 
     def cancel_alarm(self, token: int = 0) -> None:
