@@ -137,7 +137,8 @@ class Monkey:
     def _tick(self, place: int) -> None:
         running = self._running[place]
         rule = running.rule
-        names = list(self._supervisor.devices) if rule.kill == EVERYONE else [rule.kill]
+        # Devices come and go: one that is not there just now is left alone.
+        names = [name for name in self._supervisor.devices if rule.kill in (EVERYONE, name)]
         running.random.shuffle(names)
         for name in names:
             if self._hit(name, rule):

@@ -37,7 +37,7 @@ class DeviceFacts:
     """What is known of a device just now. ``pid`` is ``None`` while no process serves it.
 
     ``generation`` counts its processes from 1 (0: none yet), ``restarts`` how often it has come back.
-    ``state`` is one of the policy's words (docs/states.md), or ``in_process``.
+    ``state`` is one of the policy's words (docs/states.md), or ``in_process``, or ``removed``.
     """
 
     state: str

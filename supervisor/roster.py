@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from supervisor import policy
 from supervisor.bus import Bus
 from supervisor.config import DeviceConfig, parse_device
-from supervisor.errors import LocalError, StartFailed
+from supervisor.errors import EnvironmentFault, LocalError, StartFailed
 from supervisor.handle import DeviceFacts, DeviceHandle
 from supervisor.policy import Counts, Phase
 from supervisor.policy.actions import DeviceFailed, DeviceKilled, Record
@@ -66,7 +66,10 @@ class Roster:
             device = parse_device(device, auto_shutdown=auto_shutdown)
         self._check(device)
         begun_ns = self._now_ns()
-        handle = self._seats.add(device)
+        try:
+            handle = self._seats.add(device)
+        except OSError as error:
+            raise EnvironmentFault(f"{device.name}: there is no room for its journal: {error}") from error
         self._bus.add(handle)
         reactor.post(AddChild(device.child))
         reactor.step()

@@ -7,14 +7,16 @@ returns the error of a start that fails, ``start_device`` returns at once and th
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from supervisor.chaos import ChaosRule, Monkey
 from supervisor.config import DeviceConfig, Mmio
-from supervisor.errors import ConfigError, DeviceGone, LocalError, StartFailed
+from supervisor.errors import ConfigError, DeviceGone, EnvironmentFault, LocalError, StartFailed
 from supervisor.handle import DeviceHandle
 from supervisor.host import Supervisor
 from supervisor.policy import Counts, Restart
@@ -358,6 +360,43 @@ def test_added_device_stops_first_and_restarts_with_its_group(diary: Path) -> No
             for name in ("a", "b"):
                 assert sup[name].read(0, 4) not in (pids[name], os.getpid())
         assert _story(diary) == "a+ b+ b- a+ b+ b- a-"
+
+
+def test_chaos_on_a_device_that_comes_and_goes(diary: Path) -> None:
+    """The monkey leaves alone who is not there, and finds them again when they are."""
+    with census(), Supervisor(board(COUNTING)) as sup:
+        sup.add_device(_device(diary, "x"))
+        monkey = Monkey(sup, [ChaosRule.parse("kill=x,every=2ms")])
+        for _ in range(3):
+            sup.stop_device("x")
+            _until(sup, "x", "down")
+            sup.remove_device("x")
+            monkey.start()
+            while monkey.kills["x"] == 0 and sup["counter"].read(0x04, 4) < 200:
+                sup.dispatch(0.001)
+            assert monkey.kills["x"] == 0
+            monkey.stop()
+            sup.add_device(_device(diary, "x"))
+        monkey.start()
+        while monkey.kills["x"] < 3:
+            sup.dispatch(1)
+        monkey.stop()
+
+
+def test_no_descriptors_left_adding_is_refused_and_the_rest_lives_on(diary: Path) -> None:
+    """Where the system has no room, the error says so; later there is room again."""
+    with census(), Supervisor(board(COUNTING, supervisor="spares: 0")) as sup:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            with pytest.raises(EnvironmentFault, match="x: there is no room") as refused:
+                sup.add_device(_device(diary, "x"))
+            assert isinstance(refused.value.__cause__, OSError)
+            assert sup["counter"].read(0x04, 4) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert list(sup.devices) == ["counter"]
+        sup.add_device(_device(diary, "x"))
 
 
 def test_significant_added_device_ends_the_supervisor(diary: Path) -> None:

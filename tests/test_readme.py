@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMAND = Path(sys.executable).parent / "tubevisor"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PROGRAMS = ("select_loop.py", "under_asyncio.py", "blocking.py")
+PROGRAMS = ("select_loop.py", "under_asyncio.py", "blocking.py", "coming_and_going.py")
 
 
 def _files() -> dict[str, str]:
@@ -48,7 +48,7 @@ def _run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_given_readme_it_has_the_files_that_it_speaks_of() -> None:
-    """A device, a board, a machine, and three programs that embed."""
+    """A device, a board, a machine, and programs that embed."""
     assert set(_files()) == {"blinker.py", "board.yaml", "watcher.py", *PROGRAMS}
     assert 20 <= len(_files()["blinker.py"].splitlines()) <= 40
 

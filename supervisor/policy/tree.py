@@ -101,6 +101,9 @@ def _phase_row(
     }
 
 
+_SETTLED = frozenset({ChildState.DOWN, ChildState.FAILED, ChildState.FINISHED})
+"""Without a process, and none is to come by itself."""
+
 _P = PhaseDo
 PHASES: dict[Phase, dict[type, PhaseDo]] = {
     Phase.IDLE: _phase_row(_P.BEGIN, _P.SHUT_DOWN, _P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IMPOSSIBLE),
@@ -172,7 +175,8 @@ def _forget_ended(draft: Draft) -> None:
     if draft.phase in (Phase.STOPPING, Phase.ENDED):
         return  # everything ends, and Finished has the last word
     for name in reversed(draft.ended):
-        if draft.knows(name) and not draft.plan.dependents[name]:
+        settled = draft.knows(name) and draft.child(name).state in _SETTLED
+        if settled and not draft.plan.dependents[name]:
             _forget(draft, name)
 
 
