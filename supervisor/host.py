@@ -287,7 +287,7 @@ class Supervisor:
         return self._reactor.outcome
 
     def watch(self, fd: int, callback: Callable[[int], None]) -> None:
-        """Calls ``callback(mask)`` from ``dispatch`` while ``fd`` is readable: for a machine's own input."""
+        """Calls ``callback(mask)`` while ``fd`` is readable, from ``dispatch`` or a request that waits."""
         self._reactor.watch(fd, callback)
 
     def unwatch(self, fd: int) -> None:
@@ -295,7 +295,10 @@ class Supervisor:
         self._reactor.unwatch(fd)
 
     def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Any:
-        """Calls ``callback`` from ``dispatch`` in ``delay_ns`` of host time; ``cancel()`` takes it back."""
+        """Calls ``callback`` in ``delay_ns`` of host time, from ``dispatch`` or a request that waits.
+
+        The result's ``cancel()`` takes it back.
+        """
         return self._reactor.call_at(time.monotonic_ns() + delay_ns, callback)
 
     # -- inside ----------------------------------------------------------------------------------

