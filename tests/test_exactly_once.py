@@ -43,7 +43,7 @@ class _Killer(threading.Thread):
 
 @pytest.mark.chaos
 def test_given_counting_device_killed_at_random_ten_thousand_requests_count_exactly() -> None:
-    """10,000 requests of every kind and more, 30 kills and more: the count, each reply and the sequence of outputs are exact."""
+    """10,000 requests and 30 kills or more: the count, each reply and the sequence of outputs are exact."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed={seed}")
     chooser = random.Random(seed)
