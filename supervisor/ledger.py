@@ -52,8 +52,16 @@ class Ledger:
         self._blame: dict[int, int] = {}
         self._payloads: dict[int, bytes] = {}
         self.journal_fd, self.journal = create_journal(name)
-        self.doorbell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.answer_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        opened = [self.journal_fd]
+        try:
+            for _bell in range(2):
+                opened.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        except OSError:
+            for fd in opened:
+                os.close(fd)
+            self.journal.close()
+            raise
+        self.doorbell_fd, self.answer_fd = opened[1:]
         self._bind()
 
     # -- inputs ----------------------------------------------------------------------------------

@@ -1,30 +1,25 @@
 """Devices on processes: the reactor's executor.
 
 For each device there is a seat. A worker that has said Hello is assigned the seat's device, says Ready, and
-is watched from then on. When its process is gone, the handle settles what it committed before the policy
-learns of the death and can spawn a successor. What a worker says is checked for its generation: what comes
-from an older one, or from a worker without a device, breaks the contract.
+is watched from then on. When its process is gone, the ledger settles what it committed before the policy
+learns of the death and can spawn a successor.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import select
 import signal
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import msgspec
-
 from supervisor import policy
 from supervisor.config import Config, DeviceConfig
-from supervisor.datasheet import RegisterMap, check_register_map
-from supervisor.errors import LocalError
+from supervisor.conversation import Conversation
 from supervisor.handle import Clock, DeviceFacts, DeviceHandle
 from supervisor.launch.launcher import WorkerProcess
-from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
+from supervisor.messages_pb2 import WorkerMessage
 from supervisor.policy import Restart
 from supervisor.policy.actions import (
     DeviceDied,
@@ -34,27 +29,19 @@ from supervisor.policy.actions import (
     Record,
     SupervisorStopped,
 )
-from supervisor.policy.events import Forked, Gone, Hello, Ready, Refused, Silent, SpawnFailed
-from supervisor.processes import BrokenContract, Processes
+from supervisor.policy.events import Forked, Gone, Refused, Silent, SpawnFailed
+from supervisor.processes import Processes
 from supervisor.reactor import Reactor
 from supervisor.remote import Overdue, Port, RemoteHandle
 from supervisor.seat import InputGivenUp, Seat, exit_reason
-from supervisor.switchboard import Switchboard
-from supervisor.tube import Descriptor, Disconnected, TubeTimeout
+from supervisor.tube import Descriptor
 from supervisor.worker import journal as layout
 from supervisor.worker.journal import JournalCorrupt
 
 __all__ = ["Workers"]
 
 _EDGE = select.EPOLLIN | select.EPOLLET  # a bell that is never read: each ring is one wake-up
-_HOPELESS = {
-    Failed.PHASE_ASSIGN: "the worker cannot take its place",
-    Failed.PHASE_IMPORT: "the class is not there",
-    Failed.PHASE_OPTIONS: "the class refuses its options",
-    Failed.PHASE_RESTORE: "the class refuses its state",
-}
 _log = logging.getLogger("tubevisor")
-_decode_map = msgspec.msgpack.Decoder(RegisterMap).decode
 
 
 class Workers:
@@ -66,7 +53,7 @@ class Workers:
         self._seats: dict[str, Seat] = {}
         self._by_ticket: dict[int, Seat] = {}
         self.processes = Processes(reactor, self, _preload(config))
-        self._switchboard = Switchboard()
+        self._conversation = Conversation(reactor, lambda: self._clock(), self._on_ready)
         self._departed: list[RemoteHandle] = []
         self.on_forget: Callable[[DeviceHandle], None] = lambda _handle: None
         for device in config.devices:
@@ -168,7 +155,7 @@ class Workers:
         if worker.pidfd is not None:
             self._reactor.post(Forked(name, generation))
         if worker.hello:
-            self._assign(seat)
+            self._conversation.assign(seat)
 
     def ask_stop(self, name: str, generation: int) -> None:
         seat = self._seats[name]
@@ -176,9 +163,7 @@ class Workers:
             return
         seat.stop_wanted = True
         if seat.assigned:
-            message = SupervisorMessage(generation=generation)
-            message.stop.SetInParent()
-            self._tell(seat, message)
+            self._conversation.ask_to_stop(seat)
         else:
             self.processes.kill(seat.worker)  # it has no device yet: nothing to drain
 
@@ -214,33 +199,12 @@ class Workers:
         self._reactor.post(Forked(seat.name, seat.generation))
 
     def on_hello(self, worker: WorkerProcess) -> None:
-        self._assign(self._by_ticket[worker.ticket])
+        self._conversation.assign(self._by_ticket[worker.ticket])
 
     def on_message(
         self, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
     ) -> None:
-        seat = self._by_ticket[worker.ticket]
-        body = message.WhichOneof("body")
-        if message.generation != seat.generation:
-            raise BrokenContract(f"{body} of generation {message.generation}, not {seat.generation}")
-        match body:
-            case "ready":
-                self._on_ready(seat, worker, message)
-            case "failed":
-                seat.last_words = message.failed
-                self._judge_failure(seat, message.failed)
-            case "journal_full":
-                self._grow(seat, message)
-            case "want_payload":
-                self._tell_payload(seat, message.want_payload.number)
-            case "stopped":
-                pass
-            case "duplicate":
-                self._hand_over(seat, worker, message, descriptors)
-            case "connect":
-                self._introduce(seat, message.connect.peer)
-            case _:
-                raise BrokenContract(f"{seat.name} says something unknown")
+        self._conversation.hear(self._by_ticket[worker.ticket], worker, message, descriptors)
 
     def on_log(self, worker: WorkerProcess, data: bytes) -> None:
         seat = self._by_ticket[worker.ticket]
@@ -268,9 +232,13 @@ class Workers:
             self._reactor.publish(report)
         self._reactor.post(Gone(seat.name, seat.generation, ended, charged))
 
+    def _on_ready(self, seat: Seat) -> None:
+        self._keep_watch(seat)
+        self.processes.refill()  # after a restart, so that it does not delay one
+
     def _leave(self, worker: WorkerProcess) -> Seat:
         seat = self._by_ticket.pop(worker.ticket)
-        self._switchboard.unplug(seat.name)
+        self._conversation.hang_up(seat)
         seat.leave()
         return seat
 
@@ -281,111 +249,7 @@ class Workers:
         except JournalCorrupt as error:
             self._corrupt(seat, error)
 
-    # -- from assignment to ready ----------------------------------------------------------------
-
-    def _assign(self, seat: Seat) -> None:
-        ledger = seat.handle.ledger
-        self._reactor.post(Hello(seat.name, seat.generation))
-        assign = seat.assignment(self._clock())
-        message = SupervisorMessage(generation=seat.generation, assign=assign)
-        seat.assigned = True
-        self._tell(seat, message, (ledger.journal_fd, ledger.doorbell_fd, ledger.answer_fd))
-        if seat.stop_wanted:
-            self.ask_stop(seat.name, seat.generation)
-
-    def _on_ready(self, seat: Seat, worker: WorkerProcess, message: WorkerMessage) -> None:
-        try:
-            register_map = _decode_map(message.ready.register_map_msgpack)
-        except msgspec.DecodeError as error:
-            raise BrokenContract(f"a register map that cannot be: {error}") from error
-        try:
-            check_register_map(register_map, capacity=len(seat.handle.ledger.journal.registers))
-        except LocalError as error:
-            raise BrokenContract(str(error)) from error
-        seat.handle.set_map(register_map)
-        seat.ready = True
-        seat.start_fresh = False
-        seat.heartbeat = (seat.handle.ledger.words[layout.HEARTBEAT], time.monotonic_ns())
-        tube = worker.tube
-        self._switchboard.plug_in(
-            seat.name,
-            worker.pid,
-            seat.generation,
-            lambda message, fds: tube.send_proto_nowait(message, fds=fds),
-        )
-        self._reactor.post(Ready(seat.name, seat.generation))
-        self._keep_watch(seat)
-        self.processes.refill()
-
-    def _judge_failure(self, seat: Seat, failed: Failed) -> None:
-        """A class, options or a state that the device refuses will be refused again: no restart helps."""
-        phase = failed.phase
-        if phase == Failed.PHASE_RESTORE and seat.config.on_bad_state == "fresh":
-            seat.start_fresh = True
-            return
-        if phase in _HOPELESS:
-            seat.refused = True
-            why = f"{_HOPELESS[phase]}: {failed.exception}"
-            self._reactor.post(Refused(seat.name, seat.generation, why))
-
-    def _grow(self, seat: Seat, message: WorkerMessage) -> None:
-        full = message.journal_full
-        try:
-            fd = seat.handle.grow(
-                state_bytes=full.state_bytes,
-                output_bytes=full.output_bytes,
-                register_words=full.register_words,
-            )
-        except (JournalCorrupt, OSError) as error:
-            raise BrokenContract(str(error)) from error
-        answer = SupervisorMessage(generation=seat.generation)
-        answer.journal_grown.journal_bytes = os.fstat(fd).st_size
-        self._tell(seat, answer, (fd,))
-
-    def _tell_payload(self, seat: Seat, number: int) -> None:
-        answer = SupervisorMessage(generation=seat.generation)
-        answer.payload.number = number
-        try:
-            answer.payload.data = seat.handle.ledger.payload_of(number)
-        except JournalCorrupt as error:
-            raise BrokenContract(str(error)) from error
-        self._tell(seat, answer)
-
-    def _introduce(self, seat: Seat, peer: str) -> None:
-        def answer(error: str, ends: tuple[object, ...]) -> None:
-            message = SupervisorMessage(generation=seat.generation)
-            message.connected.peer = peer
-            message.connected.error = error
-            self._tell(seat, message, ends)
-
-        self._switchboard.connect(seat.name, peer, answer)
-
-    def _hand_over(
-        self, seat: Seat, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
-    ) -> None:
-        asked = message.duplicate
-        if len(descriptors) != 1:
-            raise BrokenContract(f"hands over {len(descriptors)} descriptors at once")
-        answer = SupervisorMessage(generation=seat.generation)
-        answer.duplicated.request = asked.request
-        answer.duplicated.error = self._switchboard.hand_over(
-            asked.request, worker.pid, asked.target_pid, descriptors[0]
-        )
-        self._tell(seat, answer)
-
-    # -- telling ---------------------------------------------------------------------------------
-
-    def _tell(self, seat: Seat, message: SupervisorMessage, fds: tuple[object, ...] = ()) -> None:
-        """Sends without waiting: a worker whose queue is full does not read, and is killed for it."""
-        worker = seat.worker
-        if worker is None:
-            return
-        try:
-            worker.tube.send_proto_nowait(message, fds=fds)
-        except Disconnected:
-            pass  # its death is on the way
-        except TubeTimeout:
-            self._reactor.post(Silent(seat.name, seat.generation))
+    # -- judging ---------------------------------------------------------------------------------
 
     def _overdue(self, seat: Seat) -> Overdue:
         if seat.worker is None:

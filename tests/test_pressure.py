@@ -11,13 +11,13 @@ import time
 import psutil
 import pytest
 
+from supervisor.conversation import Conversation
 from supervisor.errors import DeviceError, DeviceFault, DeviceGone, RequestTimeout, StartFailed
 from supervisor.events import DeviceCrashed, DeviceKilled, InputGivenUp, Record
 from supervisor.host import Supervisor
 from supervisor.launch.launcher import Launcher
 from supervisor.remote import RemoteHandle
 from supervisor.worker.records import InputKind
-from supervisor.workers import Workers
 from tests.chaos import COUNTING, board, census, living_descendants
 
 PRESSING = 'device: "tests.devices.pressing:Pressing"'
@@ -82,10 +82,10 @@ def test_given_poisoned_record_the_journal_still_grows() -> None:
     with census(), _pressing(", poison: 2", supervisor="intensity: 100") as sup:
         handle = sup["d"]
         assert isinstance(handle, RemoteHandle)
-        grow = Workers._grow
+        grow = Conversation._grow
         killed: list[int | None] = []
 
-        def grow_under_fire(self: Workers, seat: object, message: object) -> None:
+        def grow_under_fire(self: Conversation, seat: object, message: object) -> None:
             if not killed:
                 killed.append(sup.kill("d", charged=False))
                 assert handle.ledger.journal.words[0]
@@ -93,7 +93,7 @@ def test_given_poisoned_record_the_journal_still_grows() -> None:
 
         answers: list[bytes | DeviceFault] = []
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Workers, "_grow", grow_under_fire)
+            patched.setattr(Conversation, "_grow", grow_under_fire)
             for request in (b"die " + b"x" * 100, b"grow 20000", b"ok"):
                 handle.submit(InputKind.CALL, answers.append, payload=request)
             while len(answers) < 3:

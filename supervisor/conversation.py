@@ -1,0 +1,185 @@
+"""What the supervisor and a device's worker say to each other, from the assignment to the last words.
+
+The worker is not trusted: what it says is checked for its generation and for sense, and what no worker of
+ours would say breaks the contract. Nothing here waits: a worker whose queue is full does not read.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from supervisor.datasheet import RegisterMap, check_register_map
+from supervisor.errors import LocalError
+from supervisor.handle import Clock
+from supervisor.launch.launcher import WorkerProcess
+from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
+from supervisor.policy.events import Hello, Ready, Refused, Silent
+from supervisor.processes import BrokenContract
+from supervisor.reactor import Reactor
+from supervisor.seat import Seat
+from supervisor.switchboard import Switchboard
+from supervisor.tube import Descriptor, Disconnected, TubeTimeout
+from supervisor.worker import journal as layout
+from supervisor.worker.journal import JournalCorrupt
+
+__all__ = ["Conversation"]
+
+_HOPELESS = {
+    Failed.PHASE_ASSIGN: "the worker cannot take its place",
+    Failed.PHASE_IMPORT: "the class is not there",
+    Failed.PHASE_OPTIONS: "the class refuses its options",
+    Failed.PHASE_RESTORE: "the class refuses its state",
+}
+_decode_map = msgspec.msgpack.Decoder(RegisterMap).decode
+
+
+class Conversation:
+    """Talks to the workers of all seats. ``on_ready(seat)`` is called when a device has begun to serve."""
+
+    def __init__(self, reactor: Reactor, clock: Clock, on_ready: Callable[[Seat], None]) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._ready = on_ready
+        self._switchboard = Switchboard()
+
+    def assign(self, seat: Seat) -> None:
+        """Makes the worker that sits in ``seat`` its device."""
+        ledger = seat.handle.ledger
+        self._reactor.post(Hello(seat.name, seat.generation))
+        assign = seat.assignment(self._clock())
+        message = SupervisorMessage(generation=seat.generation, assign=assign)
+        seat.assigned = True
+        self._tell(seat, message, (ledger.journal_fd, ledger.doorbell_fd, ledger.answer_fd))
+        if seat.stop_wanted:
+            self.ask_to_stop(seat)
+
+    def ask_to_stop(self, seat: Seat) -> None:
+        """The worker is to commit what is submitted, and to leave."""
+        message = SupervisorMessage(generation=seat.generation)
+        message.stop.SetInParent()
+        self._tell(seat, message)
+
+    def hang_up(self, seat: Seat) -> None:
+        """The worker is gone: other devices cannot reach it any more."""
+        self._switchboard.unplug(seat.name)
+
+    def hear(
+        self, seat: Seat, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
+    ) -> None:
+        """Takes in one message. Raises :class:`BrokenContract`."""
+        body = message.WhichOneof("body")
+        if message.generation != seat.generation:
+            raise BrokenContract(f"{body} of generation {message.generation}, not {seat.generation}")
+        match body:
+            case "ready":
+                self._on_ready(seat, worker, message)
+            case "failed":
+                seat.last_words = message.failed
+                self._judge_failure(seat, message.failed)
+            case "journal_full":
+                self._grow(seat, message)
+            case "want_payload":
+                self._tell_payload(seat, message.want_payload.number)
+            case "stopped":
+                pass
+            case "duplicate":
+                self._hand_over(seat, worker, message, descriptors)
+            case "connect":
+                self._introduce(seat, message.connect.peer)
+            case _:
+                raise BrokenContract(f"{seat.name} says something unknown")
+
+    def _on_ready(self, seat: Seat, worker: WorkerProcess, message: WorkerMessage) -> None:
+        try:
+            register_map = _decode_map(message.ready.register_map_msgpack)
+        except msgspec.DecodeError as error:
+            raise BrokenContract(f"a register map that cannot be: {error}") from error
+        try:
+            check_register_map(register_map, capacity=len(seat.handle.ledger.journal.registers))
+        except LocalError as error:
+            raise BrokenContract(str(error)) from error
+        seat.handle.set_map(register_map)
+        seat.ready = True
+        seat.start_fresh = False
+        seat.heartbeat = (seat.handle.ledger.words[layout.HEARTBEAT], time.monotonic_ns())
+        tube = worker.tube
+        self._switchboard.plug_in(
+            seat.name,
+            worker.pid,
+            seat.generation,
+            lambda message, fds: tube.send_proto_nowait(message, fds=fds),
+        )
+        self._reactor.post(Ready(seat.name, seat.generation))
+        self._ready(seat)
+
+    def _judge_failure(self, seat: Seat, failed: Failed) -> None:
+        """A class, options or a state that the device refuses will be refused again: no restart helps."""
+        phase = failed.phase
+        if phase == Failed.PHASE_RESTORE and seat.config.on_bad_state == "fresh":
+            seat.start_fresh = True
+            return
+        if phase in _HOPELESS:
+            seat.refused = True
+            why = f"{_HOPELESS[phase]}: {failed.exception}"
+            self._reactor.post(Refused(seat.name, seat.generation, why))
+
+    def _grow(self, seat: Seat, message: WorkerMessage) -> None:
+        full = message.journal_full
+        try:
+            fd = seat.handle.grow(
+                state_bytes=full.state_bytes,
+                output_bytes=full.output_bytes,
+                register_words=full.register_words,
+            )
+        except (JournalCorrupt, OSError) as error:
+            raise BrokenContract(str(error)) from error
+        answer = SupervisorMessage(generation=seat.generation)
+        answer.journal_grown.journal_bytes = os.fstat(fd).st_size
+        self._tell(seat, answer, (fd,))
+
+    def _tell_payload(self, seat: Seat, number: int) -> None:
+        answer = SupervisorMessage(generation=seat.generation)
+        answer.payload.number = number
+        try:
+            answer.payload.data = seat.handle.ledger.payload_of(number)
+        except JournalCorrupt as error:
+            raise BrokenContract(str(error)) from error
+        self._tell(seat, answer)
+
+    def _introduce(self, seat: Seat, peer: str) -> None:
+        def answer(error: str, ends: tuple[object, ...]) -> None:
+            message = SupervisorMessage(generation=seat.generation)
+            message.connected.peer = peer
+            message.connected.error = error
+            self._tell(seat, message, ends)
+
+        self._switchboard.connect(seat.name, peer, answer)
+
+    def _hand_over(
+        self, seat: Seat, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
+    ) -> None:
+        asked = message.duplicate
+        if len(descriptors) != 1:
+            raise BrokenContract(f"hands over {len(descriptors)} descriptors at once")
+        answer = SupervisorMessage(generation=seat.generation)
+        answer.duplicated.request = asked.request
+        answer.duplicated.error = self._switchboard.hand_over(
+            asked.request, worker.pid, asked.target_pid, descriptors[0]
+        )
+        self._tell(seat, answer)
+
+    def _tell(self, seat: Seat, message: SupervisorMessage, fds: tuple[object, ...] = ()) -> None:
+        """Sends without waiting: a worker whose queue is full does not read, and is killed for it."""
+        worker = seat.worker
+        if worker is None:
+            return
+        try:
+            worker.tube.send_proto_nowait(message, fds=fds)
+        except Disconnected:
+            pass  # its death is on the way
+        except TubeTimeout:
+            self._reactor.post(Silent(seat.name, seat.generation))
