@@ -153,21 +153,15 @@ class Supervisor:
 
     def start_device(self, name: str) -> None:
         """Brings a stopped, failed or finished device back."""
-        self[name]
-        self._reactor.post(StartChild(name))
-        self._reactor.step()
+        self._order(StartChild(name))
 
     def stop_device(self, name: str) -> None:
         """Takes a device down until told otherwise; its requests then raise ``DeviceGone``."""
-        self[name]
-        self._reactor.post(StopChild(name))
-        self._reactor.step()
+        self._order(StopChild(name))
 
     def restart_device(self, name: str) -> None:
         """Replaces a device's process; charged to nothing."""
-        self[name]
-        self._reactor.post(RestartChild(name))
-        self._reactor.step()
+        self._order(RestartChild(name))
 
     # -- devices that come and go ----------------------------------------------------------------
 
@@ -309,6 +303,11 @@ class Supervisor:
     @property
     def _handles(self) -> Mapping[str, DeviceHandle]:
         return self._local if self._workers is None else self._workers.handles
+
+    def _order(self, event: StartChild | StopChild | RestartChild) -> None:
+        self[event.name]
+        self._reactor.post(event)
+        self._reactor.step()
 
     def _deliver_alarms(self) -> None:
         now_ns = self.clock()

@@ -15,6 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 
+from supervisor.device import NO_ALARM
 from supervisor.errors import DeviceError, DeviceFault, LocalError, RequestTimeout
 from supervisor.memory.fence import FENCE
 from supervisor.worker import journal as layout
@@ -263,7 +264,7 @@ class Ledger:
         self.journal.close()
         self.words = memoryview(bytearray(layout.HEADER_BYTES)).cast("Q")
         self.words[layout.PUBLISHED] = self.submitted
-        self.words[layout.NEXT_ALARM] = 2**64 - 1
+        self.words[layout.NEXT_ALARM] = NO_ALARM
 
     def _bind(self) -> None:
         journal = self.journal

@@ -266,7 +266,6 @@ class Assign(_message.Message):
     START_FRESH_FIELD_NUMBER: _builtins.int
     PASSED_NAMES_FIELD_NUMBER: _builtins.int
     WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
-    MODULE_PATH_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
     NOW_NS_FIELD_NUMBER: _builtins.int
@@ -292,8 +291,6 @@ class Assign(_message.Message):
     @_builtins.property
     def passed_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def module_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    @_builtins.property
     def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
         self,
@@ -308,7 +305,6 @@ class Assign(_message.Message):
         start_fresh: _builtins.bool = ...,
         passed_names: _abc.Iterable[_builtins.str] | None = ...,
         working_directory: _builtins.str = ...,
-        module_path: _abc.Iterable[_builtins.str] | None = ...,
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         log_level: _builtins.int = ...,
         now_ns: _builtins.int = ...,
@@ -316,7 +312,7 @@ class Assign(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_class", b"device_class", "environment", b"environment", "heartbeat_every_ns", b"heartbeat_every_ns", "last_exit", b"last_exit", "limits", b"limits", "log_level", b"log_level", "module_path", b"module_path", "name", b"name", "now_ns", b"now_ns", "options_msgpack", b"options_msgpack", "passed_names", b"passed_names", "restart_count", b"restart_count", "start_fresh", b"start_fresh", "umask", b"umask", "working_directory", b"working_directory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_class", b"device_class", "environment", b"environment", "heartbeat_every_ns", b"heartbeat_every_ns", "last_exit", b"last_exit", "limits", b"limits", "log_level", b"log_level", "name", b"name", "now_ns", b"now_ns", "options_msgpack", b"options_msgpack", "passed_names", b"passed_names", "restart_count", b"restart_count", "start_fresh", b"start_fresh", "umask", b"umask", "working_directory", b"working_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -204,16 +204,12 @@ class Processes:
             worker.kill()
 
     def _fail(self, worker: WorkerProcess, why: str) -> None:
-        taken = worker.ticket in self._taken
-        self._forget(worker)
-        if taken:
+        if self._forget(worker):
             self._owner.on_fork_failed(worker, why)
 
     def _lose(self, worker: WorkerProcess) -> None:
         """Its zygote died before it could say whose it is, and so, by the kernel's hand, did the worker."""
-        taken = worker.ticket in self._taken
-        self._forget(worker)
-        if taken:
+        if self._forget(worker):
             self._owner.on_gone(worker, None)
 
     # -- hearing ---------------------------------------------------------------------------------
@@ -301,9 +297,7 @@ class Processes:
             self._hear(worker)
         self._drain_log(worker, LOG_CHUNKS_AFTER_DEATH)
         wait_status = self._launcher.read_exit(worker)
-        taken = worker.ticket in self._taken
-        self._forget(worker)
-        if taken:
+        if self._forget(worker):
             self._owner.on_gone(worker, wait_status)
         else:
             self.refill()
@@ -312,7 +306,9 @@ class Processes:
         self._reactor.unwatch(worker.tube.read_notifier.fileno())
         self._reactor.unwatch(worker.tube.close_notifier.fileno())
 
-    def _forget(self, worker: WorkerProcess) -> None:
+    def _forget(self, worker: WorkerProcess) -> bool:
+        """Closes what we hold of it; true if somebody has taken it and is to be told."""
+        taken = worker.ticket in self._taken
         self._unwatch_tube(worker)
         self._reactor.unwatch(worker.log.fileno())
         if worker.pidfd is not None:
@@ -324,6 +320,7 @@ class Processes:
         if worker in self._spares:
             self._spares.remove(worker)
         worker.close()
+        return taken
 
 
 def _check_pidfd(descriptors: list[Descriptor], pid: int | None) -> None:

@@ -50,9 +50,9 @@ class Port:
 
     pump: Callable[[int | None], None]
     """Runs the reactor once, for at most so many ns."""
-    overdue: Callable[[str], Overdue]
+    overdue: Callable[[], Overdue]
     """Says that nothing has moved for too long; a worker that serves is killed for it."""
-    corrupt: Callable[[str, JournalCorrupt], None]
+    corrupt: Callable[[JournalCorrupt], None]
     """Says that what the worker wrote into the journal cannot be."""
     call_at: Callable[[int, Callable[[], None]], object]
     """Calls back at a host time (ns)."""
@@ -286,7 +286,7 @@ class RemoteHandle(DeviceHandle):
         if ledger.overdue is not None:
             return  # it is being killed, and the kernel takes its time
         ledger.overdue = SOMETHING if number is None else number
-        overdue = self._port.overdue(self.name)
+        overdue = self._port.overdue()
         if overdue is Overdue.KILLED:
             return
         ledger.overdue = None
@@ -316,10 +316,10 @@ class RemoteHandle(DeviceHandle):
     def _judge_stuck(self) -> None:
         """Nothing has moved for ``request_timeout`` and nobody waits in here: a posted write, or a waiter."""
         ledger = self.ledger
-        if self._words[layout.OUTPUT_END] - self._words[layout.CONSUMED] and self._holds_enough():
+        if self._words[layout.OUTPUT_END] != self._words[layout.CONSUMED] and self._holds_enough():
             return  # its outputs are not taken: that is the host's doing, not the worker's
         ledger.overdue = SOMETHING
-        overdue = self._port.overdue(self.name)
+        overdue = self._port.overdue()
         if overdue is not Overdue.KILLED:
             ledger.overdue = None
         if overdue is Overdue.NOBODY:  # the policy has it waiting: who asked is told, what was posted stays
@@ -355,7 +355,7 @@ class RemoteHandle(DeviceHandle):
         try:
             self.ledger.collect()
         except JournalCorrupt as error:
-            self._port.corrupt(self.name, error)
+            self._port.corrupt(error)
 
     # -- generations -----------------------------------------------------------------------------
 

@@ -64,8 +64,8 @@ class Workers:
         """A place for a device. Its handle keeps to it: a successor of the same name is another device."""
         port = Port(
             pump=self._reactor.poll,
-            overdue=lambda _name: self._overdue(seat),
-            corrupt=lambda _name, error: self._corrupt(seat, error),
+            overdue=lambda: self._overdue(seat),
+            corrupt=lambda error: self._corrupt(seat, error),
             call_at=self._reactor.call_at,
             clock=lambda: self._clock(),
         )
@@ -208,9 +208,7 @@ class Workers:
 
     def on_log(self, worker: WorkerProcess, data: bytes) -> None:
         seat = self._by_ticket[worker.ticket]
-        logger = logging.getLogger(f"tubevisor.device.{seat.name}")
-        for level, text in seat.log.feed(data):
-            logger.log(level, "%s", text)
+        _pass_on(seat, seat.log.feed(data))
 
     def on_fork_failed(self, worker: WorkerProcess, why: str) -> None:
         seat = self._leave(worker)
@@ -219,8 +217,7 @@ class Workers:
 
     def on_gone(self, worker: WorkerProcess, wait_status: int | None) -> None:
         seat = self._leave(worker)
-        for level, text in seat.log.finish():
-            logging.getLogger(f"tubevisor.device.{seat.name}").log(level, "%s", text)
+        _pass_on(seat, seat.log.finish())
         ended = exit_reason(wait_status)
         charged = not (seat.uncharged or self.processes.forgives(worker))
         seat.last_exit = str(ended)
@@ -273,7 +270,7 @@ class Workers:
     # -- watching --------------------------------------------------------------------------------
 
     def _keep_watch(self, seat: Seat) -> None:
-        """Looks now and then whether the heart beats and whether anything outstanding moves."""
+        """Looks now and then whether the heart beats, where a heartbeat is configured."""
         if seat.watch_timer is not None:
             seat.watch_timer.cancel()
         heartbeat = seat.config.child.heartbeat
@@ -312,6 +309,13 @@ def _preload(config: Config) -> list[str]:
         if device.device_class.startswith("devices.")
     }
     return [*config.supervisor.preload, *sorted(built_in)]
+
+
+def _pass_on(seat: Seat, lines: list[tuple[int, str]]) -> None:
+    """What a device has logged goes to the logger that bears its name."""
+    logger = logging.getLogger(f"tubevisor.device.{seat.name}")
+    for level, text in lines:
+        logger.log(level, "%s", text)
 
 
 def _ignore(_mask: int) -> None:

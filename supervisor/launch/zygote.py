@@ -21,11 +21,10 @@ from collections.abc import Sequence
 
 from supervisor.messages_pb2 import Fork, ZygoteReport
 from supervisor.tube import Disconnected, ProtoTube, TubeTimeout
-from supervisor.worker.entry import PROTOCOL_VERSION, rehearse, run_worker
+from supervisor.worker.entry import PR_SET_PDEATHSIG, PROTOCOL_VERSION, rehearse, run_worker
 
 __all__ = ["zygote_main"]
 
-PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 FAMILY_END_WAIT_S = 0.05  # less than the supervisor waits for the exit status
 FDS_PER_FORK = 2  # the worker's end of its Tube, and its log pipe

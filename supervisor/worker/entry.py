@@ -247,9 +247,6 @@ def _apply_surroundings(assign: Assign) -> None:
     os.umask(assign.umask)
     if assign.working_directory:
         os.chdir(assign.working_directory)
-    for path in reversed(assign.module_path):
-        if path not in sys.path:
-            sys.path.insert(0, path)
     for limit, field in ((resource.RLIMIT_NOFILE, "open_files"), (resource.RLIMIT_DATA, "data_bytes")):
         if assign.limits.HasField(field):  # type: ignore[arg-type]  # the names above
             value = getattr(assign.limits, field)

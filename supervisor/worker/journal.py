@@ -30,6 +30,7 @@ import os
 import struct
 from dataclasses import dataclass
 
+from supervisor.device import NO_ALARM
 from supervisor.errors import PeerError
 from supervisor.worker.records import Input, InputKind, Output
 
@@ -341,6 +342,6 @@ def create_journal(name: str, layout: Layout | None = None) -> tuple[int, Journa
     words[INPUT_SLOTS] = layout.input_slots
     words[OUTPUT_BYTES] = layout.output_bytes
     words[STATE_BYTES] = layout.state_bytes
-    words[NEXT_ALARM] = 2**64 - 1
+    words[NEXT_ALARM] = NO_ALARM
     words[MAGIC_WORD] = MAGIC
     return fd, journal

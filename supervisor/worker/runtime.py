@@ -2,7 +2,7 @@
 
 One thread. It handles a batch of inputs, up to and with the first one that somebody waits for, and commits
 them together (see ``committer``); then it looks for more, spins a little, and sleeps. A new worker commits
-what it has restored, and so shows the last commit again, before it does anything else.
+what it has restored, and so shows the last commit again, before it handles any input.
 """
 
 from __future__ import annotations
