@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from supervisor.config import load_config as load_config
     from supervisor.device import Device as Device
+    from supervisor.device import Ignore as Ignore
     from supervisor.host import Supervisor as Supervisor
 
 _DOORS = {
     "Device": "supervisor.device",
+    "Ignore": "supervisor.device",
     "Supervisor": "supervisor.host",
     "load_config": "supervisor.config",
 }
 
-__all__ = ["Device", "Supervisor", "load_config"]
+__all__ = ["Device", "Ignore", "Supervisor", "load_config"]
 
 
 def __getattr__(name: str) -> Any:

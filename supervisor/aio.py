@@ -15,7 +15,7 @@ from supervisor.worker.records import InputKind
 if TYPE_CHECKING:
     from supervisor.handle import DeviceHandle
     from supervisor.host import Supervisor
-    from supervisor.policy.actions import Outcome
+    from supervisor.policy.records import Outcome
 
 __all__ = ["AsyncDevice", "run_under_asyncio"]
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from supervisor.errors import LocalError
-from supervisor.policy.actions import DeviceRestarted, Record
+from supervisor.policy.records import DeviceRestarted, Record
 
 __all__ = ["ChaosRule", "DeviceToll", "Monkey", "Outages", "Victims"]
 

@@ -17,7 +17,7 @@ from supervisor.errors import LocalError
 from supervisor.handle import Clock
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
-from supervisor.policy.events import Hello, Ready, Refused, Silent
+from supervisor.policy.events import Hello, Ignored, Ready, Refused, Silent
 from supervisor.processes import BrokenContract
 from supervisor.reactor import Reactor
 from supervisor.seat import Seat
@@ -80,6 +80,8 @@ class Conversation:
             case "failed":
                 seat.last_words = message.failed
                 self._judge_failure(seat, message.failed)
+            case "ignored":
+                self._reactor.post(Ignored(seat.name, seat.generation))
             case "journal_full":
                 self._grow(seat, message)
             case "want_payload":

@@ -22,7 +22,7 @@ import msgspec
 
 from supervisor.registers import Register, Sheet
 
-__all__ = ["Context", "Device"]
+__all__ = ["Context", "Device", "Ignore"]
 
 NO_ALARM = 2**64 - 1
 
@@ -89,6 +89,14 @@ class Context(Protocol):
         """Stops watching ``fd``."""
 
 
+class Ignore(Exception):
+    """Raised from :meth:`Device.start`: there is nothing here for this device to do, and that is no fault.
+
+    As OTP's ``ignore``: its process ends, nothing is restarted, the others run, and its specification stays
+    known; an operator may start it later.
+    """
+
+
 class Device:
     """Base class of all devices: override what the device needs, nothing is mandatory.
 
@@ -119,9 +127,9 @@ class Device:
     def start(self, ctx: Context) -> None:
         """The device comes to life in this process; ``self.ctx`` is ``ctx``. Runs in every new process.
 
-        Set reset values, start counters, open files. In a restarted device the committed state (registers,
-        alarms, interrupt levels, ``restore``) is put back afterwards and wins; what ``start`` emits counts
-        the first time only.
+        Set reset values, start counters, open files; raise :class:`Ignore` where there is nothing to do. In
+        a restarted device the committed state (registers, alarms, interrupt levels, ``restore``) is put back
+        afterwards and wins; what ``start`` emits counts the first time only.
         """
 
     def read(self, offset: int, size: int) -> int:

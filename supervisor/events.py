@@ -6,7 +6,8 @@ reads them.
 
 from __future__ import annotations
 
-from supervisor.policy.actions import (
+from supervisor.policy.events import ExitKind, ExitReason
+from supervisor.policy.records import (
     DeviceDied,
     DeviceFailed,
     DeviceKilled,
@@ -17,6 +18,16 @@ from supervisor.policy.actions import (
     DeviceStarting,
     DeviceStopped,
     GaveUp,
+    GroupEnded,
+    GroupFailed,
+    GroupKilled,
+    GroupReady,
+    GroupRecord,
+    GroupRemoved,
+    GroupRestarted,
+    GroupRestarting,
+    GroupStarting,
+    GroupStopped,
     Impossible,
     Outcome,
     OutcomeKind,
@@ -24,7 +35,6 @@ from supervisor.policy.actions import (
     SupervisorReady,
     SupervisorStopped,
 )
-from supervisor.policy.events import ExitKind, ExitReason
 from supervisor.seat import DeviceCrashed, InputGivenUp
 
 __all__ = [
@@ -41,6 +51,16 @@ __all__ = [
     "ExitKind",
     "ExitReason",
     "GaveUp",
+    "GroupEnded",
+    "GroupFailed",
+    "GroupKilled",
+    "GroupReady",
+    "GroupRecord",
+    "GroupRemoved",
+    "GroupRestarted",
+    "GroupRestarting",
+    "GroupStarting",
+    "GroupStopped",
     "Impossible",
     "InputGivenUp",
     "Outcome",

@@ -22,8 +22,8 @@ from supervisor.device import NO_ALARM
 from supervisor.errors import LocalError, StartFailed
 from supervisor.handle import Clock, DeviceHandle, LocalHandle
 from supervisor.policy import Counts
-from supervisor.policy.actions import Outcome, Record
 from supervisor.policy.events import RestartChild, Start, StartChild, Stop, StopChild
+from supervisor.policy.records import Outcome, Record
 from supervisor.reactor import Reactor
 from supervisor.roster import DeviceStatus, Roster, start_report
 from supervisor.worker.session import Launch
@@ -68,7 +68,7 @@ class Supervisor:
             self._started = True
             return
         self._bus = Bus(self._handles.values())
-        self._roster = Roster(self._reactor, self._workers, self._bus, time.monotonic_ns)
+        self._roster = Roster(self.config, self._reactor, self._workers, self._bus, time.monotonic_ns)
         self._workers.processes.start()
         self._reactor.post(Start())
         self._reactor.step()
@@ -152,42 +152,46 @@ class Supervisor:
         return self._reactor.outcome
 
     def start_device(self, name: str) -> None:
-        """Brings a stopped, failed or finished device back."""
+        """Brings a stopped, failed or finished device, or a group, back."""
         self._order(StartChild(name))
 
     def stop_device(self, name: str) -> None:
-        """Takes a device down until told otherwise; its requests then raise ``DeviceGone``."""
+        """Takes a device, or a group, down until told otherwise; requests then raise ``DeviceGone``."""
         self._order(StopChild(name))
 
     def restart_device(self, name: str) -> None:
-        """Replaces a device's process; charged to nothing."""
+        """Replaces a device's process, or all of a group's; charged to nothing."""
         self._order(RestartChild(name))
 
     # -- devices that come and go ----------------------------------------------------------------
 
-    def add_device(self, device: DeviceConfig | str | Mapping[str, Any]) -> DeviceHandle:
-        """Starts a device more, the last in start order; returns when it is ready.
+    def add_device(
+        self, device: DeviceConfig | str | Mapping[str, Any], *, group: str = policy.ROOT
+    ) -> DeviceHandle:
+        """Starts a device more, the last in start order of ``group``; returns when it is ready.
 
         ``device`` is what stands under ``devices`` in a configuration: YAML text, or the same as a mapping.
+        In a ``simple_one_for_one`` group it says only what the template does not; its name is numbered if
+        it gives none.
         Raises ``LocalError`` where it cannot be added (``already_started``, ``already_present``: the name
         is taken), and :class:`~supervisor.errors.StartFailed` when it does not start; nothing is left then.
         """
-        return self._dynamic().add(device)
+        return self._dynamic().add(device, group)
 
     def remove_device(self, name: str) -> None:
-        """Forgets a device that is down, failed or finished; its name and its addresses are free again.
+        """Forgets a device or group that is down, failed or finished; names and addresses are free again.
 
         Raises ``LocalError`` while it is ``running`` or ``restarting``, or is ``not_found``.
         """
         self._dynamic().remove(name)
 
-    def which_devices(self) -> tuple[DeviceStatus, ...]:
-        """All devices with their states and pids, the newest first."""
-        return self._dynamic().which()
+    def which_devices(self, *, group: str = policy.ROOT) -> tuple[DeviceStatus, ...]:
+        """The devices and groups in ``group`` (outermost: those in no group), the newest first."""
+        return self._dynamic().which(group)
 
-    def count_devices(self) -> Counts:
-        """How many devices there are (``specs``, ``workers``), and how many have a process (``active``)."""
-        return self._dynamic().count()
+    def count_devices(self, *, group: str = policy.ROOT) -> Counts:
+        """How many children ``group`` has: ``specs``, of which ``active`` live; ``workers`` are devices."""
+        return self._dynamic().count(group)
 
     def device_spec(self, name: str) -> DeviceConfig:
         """What a device was started with. Raises ``LocalError`` where it is ``not_found``."""
@@ -305,7 +309,8 @@ class Supervisor:
         return self._local if self._workers is None else self._workers.handles
 
     def _order(self, event: StartChild | StopChild | RestartChild) -> None:
-        self[event.name]
+        if event.name not in self._reactor.state.nodes:
+            self[event.name]
         self._reactor.post(event)
         self._reactor.step()
 

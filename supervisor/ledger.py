@@ -256,6 +256,11 @@ class Ledger:
         self._bind()
         return fd
 
+    def reconfigure(self, *, request_timeout_ns: int, poison: int) -> None:
+        """Other limits from now on."""
+        self._request_timeout_ns = request_timeout_ns
+        self._poison = poison
+
     def close(self) -> None:
         """Gives the shared memory and the descriptors back; a handle's views must be gone."""
         for fd in (self.journal_fd, self.doorbell_fd, self.answer_fd):

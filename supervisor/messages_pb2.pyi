@@ -490,6 +490,7 @@ class WorkerMessage(_message.Message):
     CONNECT_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
     WANT_PAYLOAD_FIELD_NUMBER: _builtins.int
+    IGNORED_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
@@ -507,6 +508,8 @@ class WorkerMessage(_message.Message):
     def stopped(self) -> Global___Stopped: ...
     @_builtins.property
     def want_payload(self) -> Global___WantPayload: ...
+    @_builtins.property
+    def ignored(self) -> Global___Ignored: ...
     def __init__(
         self,
         *,
@@ -519,12 +522,13 @@ class WorkerMessage(_message.Message):
         connect: Global___Connect | None = ...,
         stopped: Global___Stopped | None = ...,
         want_payload: Global___WantPayload | None = ...,
+        ignored: Global___Ignored | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "hello", b"hello", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "generation", b"generation", "hello", b"hello", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "generation", b"generation", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "ready", "failed", "journal_full", "duplicate", "connect", "stopped", "want_payload"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "ready", "failed", "journal_full", "duplicate", "connect", "stopped", "want_payload", "ignored"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -648,6 +652,27 @@ class Failed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Failed: _TypeAlias = Failed  # noqa: Y015
+
+@_typing.final
+class Ignored(_message.Message):
+    """Instead of Ready: there is nothing for this device to do. The worker then ends by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHY_FIELD_NUMBER: _builtins.int
+    why: _builtins.str
+    def __init__(
+        self,
+        *,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ignored: _TypeAlias = Ignored  # noqa: Y015
 
 @_typing.final
 class JournalFull(_message.Message):

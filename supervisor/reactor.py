@@ -21,8 +21,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from supervisor import policy
-from supervisor.policy.actions import Action, AskStop, Finished, Forget, Kill, Outcome, Record, Report, Spawn
+from supervisor.policy.actions import Action, AskStop, Finished, Forget, Kill, Report, Spawn
 from supervisor.policy.events import Event, Tick
+from supervisor.policy.records import Outcome, Record
 
 __all__ = ["Executor", "Reactor", "Timer"]
 
@@ -152,10 +153,11 @@ class Reactor:
         if self._running or not self._events:
             return False  # an executor's doing: the loop below goes on with what it queued
         self._running = True
+        now_ns = time.monotonic_ns()  # one instant for all that is queued: who died together is seen to
         try:
             while self._events:
                 event = self._events.popleft()
-                self.state, actions = policy.step(self.state, event, time.monotonic_ns(), random.random())
+                self.state, actions = policy.step(self.state, event, now_ns, random.random())
                 for action in actions:
                     self._act(action)
         finally:

@@ -386,6 +386,11 @@ class RemoteHandle(DeviceHandle):
         with contextlib.suppress(JournalCorrupt):  # then there is nobody to handle anything either
             self.ledger.abandon(self._gone)
 
+    def reconfigure(self, *, request_timeout_ns: int, poison: int) -> None:
+        """Other limits from now on."""
+        self._request_timeout_ns = request_timeout_ns
+        self.ledger.reconfigure(request_timeout_ns=request_timeout_ns, poison=poison)
+
     def revive(self) -> None:
         """The device is started again after ``go``."""
         self._gone = None

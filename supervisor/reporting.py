@@ -15,6 +15,9 @@ from supervisor.events import (
     DeviceFailed,
     DeviceKilled,
     GaveUp,
+    GroupEnded,
+    GroupFailed,
+    GroupKilled,
     InputGivenUp,
     Record,
 )
@@ -69,6 +72,12 @@ def _in_words(record: Record) -> list[str]:
             return [f"{record.name} failed: {record.why}"]
         case DeviceKilled():
             return [f"{record.name} was killed: {record.why}"]
+        case GroupEnded():
+            return [f"group {record.name} {record.exit}"]
+        case GroupFailed():
+            return [f"group {record.name} failed: {record.why}"]
+        case GroupKilled():
+            return [f"group {record.name} was killed: {record.why}"]
         case InputGivenUp():
             return [f"{record.name}: {record.why}"]
         case GaveUp():

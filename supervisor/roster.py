@@ -8,18 +8,19 @@ hears of them, and given back by the reactor when it forgets them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from supervisor import policy
 from supervisor.bus import Bus
-from supervisor.config import DeviceConfig, parse_device
+from supervisor.config import Config, DeviceConfig, parse_device
 from supervisor.errors import EnvironmentFault, LocalError, StartFailed
 from supervisor.handle import DeviceFacts, DeviceHandle
-from supervisor.policy import Counts, Phase
-from supervisor.policy.actions import DeviceFailed, DeviceKilled, Record
+from supervisor.policy import Counts, Phase, Tree
 from supervisor.policy.events import AddChild, RemoveChild
+from supervisor.policy.records import DeviceFailed, DeviceKilled, Record
 from supervisor.policy.states import ALIVE, ChildState
 from supervisor.reactor import Reactor
 from supervisor.seat import DeviceCrashed, Seat
@@ -29,11 +30,12 @@ __all__ = ["DeviceStatus", "Roster", "start_report"]
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """One line of ``which_devices``: ``pid`` is ``None`` where no process serves the device."""
+    """One line of ``which_devices``: ``pid`` is ``None`` where no process serves; a group never has one."""
 
     name: str
     state: str
     pid: int | None
+    is_group: bool = False
 
 
 class Seats(Protocol):
@@ -51,38 +53,42 @@ class Seats(Protocol):
 class Roster:
     """All devices of a running supervisor, those added included."""
 
-    def __init__(self, reactor: Reactor, seats: Seats, bus: Bus, now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, config: Config, reactor: Reactor, seats: Seats, bus: Bus, now_ns: Callable[[], int]
+    ) -> None:
+        self.templates = _templates(config)
         self._reactor = reactor
         self._seats = seats
         self._bus = bus
         self._now_ns = now_ns
+        self._numbers: Counter[str] = Counter()
         seats.on_forget = bus.remove
 
-    def add(self, device: DeviceConfig | str | Mapping[str, Any]) -> DeviceHandle:
+    def add(self, device: DeviceConfig | str | Mapping[str, Any], group: str) -> DeviceHandle:
         """Starts a device; returns when it is ready, or has ended by itself and need not come back."""
         reactor = self._reactor
+        reactor.step()  # what has been said before is done before
         if not isinstance(device, DeviceConfig):
-            auto_shutdown = reactor.state.plan.spec.auto_shutdown
-            device = parse_device(device, auto_shutdown=auto_shutdown)
-        self._check(device)
+            device = self._parse(device, group)
+        self._check(device, group)
         begun_ns = self._now_ns()
         try:
             handle = self._seats.add(device)
         except OSError as error:
             raise EnvironmentFault(f"{device.name}: there is no room for its journal: {error}") from error
         self._bus.add(handle)
-        reactor.post(AddChild(device.child))
+        reactor.post(AddChild(device.child, group))
         reactor.step()
         while self._is_coming(device.name):
             reactor.poll(None)
-        if device.name in reactor.state.children and reactor.outcome is None:
+        if reactor.state.knows(device.name) and reactor.outcome is None:
             return handle
         records = [record for record in reactor.records if record.at_ns >= begun_ns]
         own = [record for record in records if getattr(record, "name", None) == device.name]
         raise StartFailed(start_report(f"{device.name}: the start failed", own))
 
     def remove(self, name: str) -> None:
-        """Forgets a device that is down, failed or finished; gives back what is held for it."""
+        """Forgets a device or group that is down, failed or finished; gives back what is held for it."""
         self._reactor.step()
         self._must_run()
         why_not = policy.why_not_remove(self._reactor.state, name)
@@ -91,26 +97,51 @@ class Roster:
         self._reactor.post(RemoveChild(name))
         self._reactor.step()
 
-    def which(self) -> tuple[DeviceStatus, ...]:
-        """All devices, the newest first."""
-        known = [(view.name, self._seats.facts(view.name)) for view in policy.children(self._reactor.state)]
-        return tuple(DeviceStatus(name, facts.state, facts.pid) for name, facts in known)
+    def which(self, group: str) -> tuple[DeviceStatus, ...]:
+        """All children of a group, the newest first."""
+        return tuple(
+            DeviceStatus(view.name, view.state.value, None, is_group=True)
+            if view.is_group
+            else DeviceStatus(view.name, view.state.value, self._seats.facts(view.name).pid)
+            for view in policy.children(self._tree_with(group), group)
+        )
 
-    def count(self) -> Counts:
-        """How many devices there are, and how many have a process."""
-        return policy.count(self._reactor.state)
+    def count(self, group: str) -> Counts:
+        """How many children a group has, and how many of them live."""
+        return policy.count(self._tree_with(group), group)
 
     def spec(self, name: str) -> DeviceConfig:
         """What a device was started with."""
-        if name not in self._reactor.state.children:
-            raise LocalError(f"not_found: there is no {name!r}")
+        tree = self._reactor.state
+        if not tree.knows(name) or name in tree.nodes:
+            raise LocalError(f"not_found: there is no device {name!r}")
         return self._seats.seat(name).config
 
-    def _check(self, device: DeviceConfig) -> None:
-        reactor = self._reactor
-        reactor.step()  # what has been said before is done before
+    def _tree_with(self, group: str) -> Tree:
+        tree = self._reactor.state
+        if group not in tree.nodes:
+            groups = ", ".join(name for name in tree.nodes if name) or "none"
+            raise LocalError(f"not_found: there is no group {group!r}; there are {groups}")
+        return tree
+
+    def _parse(self, device: str | Mapping[str, Any], group: str) -> DeviceConfig:
+        auto_shutdown = self._tree_with(group).nodes[group].plan.spec.auto_shutdown
+        template = self.templates.get(group)
+        if template is None:
+            return parse_device(device, auto_shutdown=auto_shutdown)
+        prefix = template.get("name") or group
+        number = self._numbers[prefix] + 1
+        while self._reactor.state.knows(f"{prefix}-{number}"):
+            number += 1
+        template = {**template, "name": f"{prefix}-{number}"}
+        parsed = parse_device(device, auto_shutdown=auto_shutdown, template=template)
+        if parsed.name == template["name"]:
+            self._numbers[prefix] = number  # given once: whoever remembers the last one meets no stranger
+        return parsed
+
+    def _check(self, device: DeviceConfig, group: str) -> None:
         self._must_run()
-        why_not = policy.why_not_add(reactor.state, device.child)
+        why_not = policy.why_not_add(self._reactor.state, device.child, group)
         if why_not:
             raise LocalError(why_not)
         mmio = device.mmio
@@ -125,12 +156,16 @@ class Roster:
             raise LocalError(f"devices come and go while the supervisor runs; it is {phase.value}")
 
     def _is_coming(self, name: str) -> bool:
-        state = self._reactor.state
-        if self._reactor.outcome is not None or name not in state.children:
+        tree = self._reactor.state
+        if self._reactor.outcome is not None or not tree.knows(name):
             return False
-        child = state.children[name]
-        coming = child.state is ChildState.WAITING or child.state in ALIVE - {ChildState.READY}
-        return child.new and coming
+        view = policy.child(tree, name)
+        coming = view.state is ChildState.WAITING or view.state in ALIVE - {ChildState.READY}
+        return view.new and coming
+
+
+def _templates(config: Config) -> dict[str, Mapping[str, Any]]:
+    return {group.name: group.template for group in config.groups if group.template is not None}
 
 
 def start_report(headline: str, records: Iterable[Record]) -> str:

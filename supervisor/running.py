@@ -22,10 +22,7 @@ from supervisor.errors import DeviceGone, LocalError, StartFailed, TubevisorErro
 from supervisor.exit_codes import ExitCode
 from supervisor.foreground import DevicesEnded, Foreground, Interrupted, Signals
 from supervisor.host import Supervisor
-from supervisor.policy.actions import (
-    OutcomeKind,
-    Record,
-)
+from supervisor.policy.records import OutcomeKind, Record
 from supervisor.reporting import Reporter
 
 __all__ = ["prove_board", "run_board"]

@@ -17,8 +17,8 @@ import msgspec
 from supervisor.config import DeviceConfig
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import Assign, Failed
-from supervisor.policy.actions import Record
 from supervisor.policy.events import ExitKind, ExitReason
+from supervisor.policy.records import Record
 from supervisor.reactor import Timer
 from supervisor.remote import RemoteHandle
 

@@ -21,15 +21,18 @@ from supervisor.handle import Clock, DeviceFacts, DeviceHandle
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import WorkerMessage
 from supervisor.policy import Restart
-from supervisor.policy.actions import (
+from supervisor.policy.events import Forked, Gone, Refused, Silent, SpawnFailed
+from supervisor.policy.records import (
     DeviceDied,
     DeviceFailed,
     DeviceStopped,
     GaveUp,
+    GroupEnded,
+    GroupFailed,
+    GroupStopped,
     Record,
     SupervisorStopped,
 )
-from supervisor.policy.events import Forked, Gone, Refused, Silent, SpawnFailed
 from supervisor.processes import Processes
 from supervisor.reactor import Reactor
 from supervisor.remote import Overdue, Port, RemoteHandle
@@ -92,6 +95,14 @@ class Workers:
         seat = self._seats[device.name] = self._make_seat(device)
         self.handles = self._by_name()
         return seat.handle
+
+    def replace(self, device: DeviceConfig) -> None:
+        """Another configuration for a device: the limits of requests count at once, the rest from its next
+        process on."""
+        seat = self._seats[device.name]
+        seat.config = device
+        seat.handle.mmio = device.mmio
+        seat.handle.reconfigure(request_timeout_ns=device.request_timeout_ns, poison=device.poison)
 
     def forget(self, name: str, restarts: int) -> None:
         seat = self._seats.pop(name)
@@ -179,18 +190,30 @@ class Workers:
     def published(self, record: Record) -> None:
         match record:
             case GaveUp():
-                self._seats[record.culprit].handle.go("its restart budget is spent")
+                self._let_go(record.culprit, "its restart budget is spent")
             case SupervisorStopped():
                 for seat in self._seats.values():
                     seat.handle.go("the supervisor has stopped")
             case DeviceFailed():
-                self._seats[record.name].handle.go(record.why)
+                self._let_go(record.name, record.why)
             case DeviceDied():
-                seat = self._seats[record.name]
-                if seat.config.child.restart is Restart.TEMPORARY:
-                    seat.handle.go(f"it {record.exit}, and is temporary")
+                if self._seats[record.name].config.child.restart is Restart.TEMPORARY:
+                    self._let_go(record.name, f"it {record.exit}, and is temporary")
             case DeviceStopped():
-                self._seats[record.name].handle.go("the device is stopped")
+                self._let_go(record.name, "the device is stopped")
+            case GroupFailed() | GroupStopped() | GroupEnded():
+                self._let_go(record.name, "")
+
+    def _let_go(self, name: str, reason: str) -> None:
+        """A device, or all of a group, is gone for its users; not while it may come back by itself."""
+        tree = self._reactor.state
+        if not tree.knows(name) or policy.is_wanted(tree, name):
+            return
+        top = policy.went_down_with(tree, name)
+        if top in tree.nodes:
+            reason = f"group {top!r} {policy.child(tree, top).why or 'is stopped'}"
+        for device in policy.devices_in(tree, name) if name in tree.nodes else (name,):
+            self._seats[device].handle.go(reason)
 
     # -- Owner of the processes ------------------------------------------------------------------
 

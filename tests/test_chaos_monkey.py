@@ -11,7 +11,7 @@ import pytest
 from supervisor.chaos import ChaosRule, DeviceToll, Monkey, Outages
 from supervisor.errors import LocalError
 from supervisor.host import Supervisor
-from supervisor.policy.actions import DeviceReady, DeviceRestarted, OutcomeKind
+from supervisor.policy.records import DeviceReady, DeviceRestarted, OutcomeKind
 from supervisor.reactor import Timer
 from tests.chaos import COUNTING, board, census
 

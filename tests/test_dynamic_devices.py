@@ -20,7 +20,7 @@ from supervisor.errors import ConfigError, DeviceGone, EnvironmentFault, LocalEr
 from supervisor.handle import DeviceHandle
 from supervisor.host import Supervisor
 from supervisor.policy import Counts, Restart
-from supervisor.policy.actions import DeviceRemoved, OutcomeKind, Record
+from supervisor.policy.records import DeviceRemoved, OutcomeKind, Record
 from tests.chaos import COUNTING, board, census, mapped_journals, open_descriptors
 
 FAR = {"first": "30s"}  # a restart that does not come while the test looks

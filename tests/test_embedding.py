@@ -15,7 +15,7 @@ from supervisor.aio import AsyncDevice
 from supervisor.config import Config
 from supervisor.errors import DeviceGone
 from supervisor.host import Supervisor
-from supervisor.policy.actions import DeviceRestarted, OutcomeKind, SupervisorReady
+from supervisor.policy.records import DeviceRestarted, OutcomeKind, SupervisorReady
 from tests.chaos import COUNTING, board, census
 
 

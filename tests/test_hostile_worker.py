@@ -8,7 +8,7 @@ import pytest
 
 from supervisor.errors import DeviceFault, PeerError
 from supervisor.host import Supervisor
-from supervisor.policy.actions import DeviceDied, DeviceFailed
+from supervisor.policy.records import DeviceDied, DeviceFailed
 from tests.chaos import COUNTING, board, census
 
 HARMLESS = ("empty_packet", "flood", "flood_of_logs")

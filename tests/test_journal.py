@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from supervisor.errors import DeviceGone
 from supervisor.host import Supervisor
-from supervisor.policy.actions import DeviceDied
+from supervisor.policy.records import DeviceDied
 from supervisor.worker import journal as layout
 from supervisor.worker.journal import Commit, Journal, JournalCorrupt, Layout, create_journal
 from supervisor.worker.records import Input, InputKind, Output, OutputKind

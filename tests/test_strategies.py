@@ -10,13 +10,7 @@ import pytest
 
 from supervisor.errors import DeviceFault, DeviceGone, StartFailed
 from supervisor.host import Supervisor
-from supervisor.policy.actions import (
-    DeviceKilled,
-    DeviceReady,
-    DeviceStopped,
-    OutcomeKind,
-    Record,
-)
+from supervisor.policy.records import DeviceKilled, DeviceReady, DeviceStopped, OutcomeKind, Record
 from tests.chaos import board, census
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from supervisor.errors import DeviceError, DeviceGone, RequestTimeout, StartFailed
 from supervisor.host import Supervisor
-from supervisor.policy.actions import (
+from supervisor.policy.records import (
     DeviceDied,
     DeviceFailed,
     DeviceRestarted,
@@ -89,7 +89,7 @@ def test_given_spare_taken_the_policy_knows_that_it_exists() -> None:
         sup.restart_device("counter")
         while not _records(sup, DeviceRestarted):
             sup.dispatch(1)
-        assert sup._reactor.state.children["counter"].forked
+        assert sup._reactor.state.nodes[""].children["counter"].forked
 
 
 def test_given_crashing_request_thrice_caller_gets_device_error_and_the_rest_lives_on() -> None:

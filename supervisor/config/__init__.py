@@ -20,9 +20,11 @@ from typing import Any
 from supervisor.config.values import (
     Config,
     DeviceConfig,
+    GroupConfig,
     Limits,
     MachineConfig,
     Mmio,
+    Supervision,
     SupervisorOptions,
     VhostUser,
     policy_spec,
@@ -32,9 +34,11 @@ from supervisor.policy.spec import AutoShutdown
 __all__ = [
     "Config",
     "DeviceConfig",
+    "GroupConfig",
     "Limits",
     "MachineConfig",
     "Mmio",
+    "Supervision",
     "SupervisorOptions",
     "VhostUser",
     "json_schema",
@@ -63,12 +67,19 @@ def parse_config(text: str, *, source: str = "<string>", overrides: Sequence[str
 
 
 def parse_device(
-    device: str | Mapping[str, Any], *, source: str = "<device>", auto_shutdown: AutoShutdown
+    device: str | Mapping[str, Any],
+    *,
+    source: str = "<device>",
+    auto_shutdown: AutoShutdown,
+    template: Mapping[str, Any] | None = None,
 ) -> DeviceConfig:
-    """One device, as it would stand under ``devices``: YAML text, or the same as a mapping."""
+    """One device, as it would stand under ``devices``: YAML text, or the same as a mapping.
+
+    What it does not say is taken from ``template``, that of a simple_one_for_one group.
+    """
     from supervisor.config.load import parse_one_device
 
-    return parse_one_device(device, source, auto_shutdown.value)
+    return parse_one_device(device, source, auto_shutdown.value, template)
 
 
 def json_schema() -> dict[str, Any]:

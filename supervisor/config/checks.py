@@ -7,10 +7,12 @@ silence, since the models complain about it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from supervisor.config.document import Document, Path
+from supervisor.config.document import Document, Path, shown_path
 from supervisor.config.modules import close_to, resolve_device, resolve_module, resolve_object
 from supervisor.config.units import parse_duration_ns, parse_size_bytes
 from supervisor.policy.order import find_circle
@@ -26,6 +28,8 @@ def check_document(document: Document) -> None:
         _check_dependencies,
         _check_circles,
         _check_significant,
+        _check_templates,
+        _check_exit_codes,
         _check_heartbeats,
         _check_sockets,
         _check_environments,
@@ -39,11 +43,55 @@ def _section(data: Any, name: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """One supervisor as written: where it stands, and its children with their places."""
+
+    path: Path
+    data: dict[str, Any]
+    devices: list[tuple[Path, dict[str, Any]]]
+    groups: list[tuple[Path, dict[str, Any]]]
+
+    @property
+    def children(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Devices, then groups: in start order."""
+        return [*self.devices, *self.groups]
+
+
+def _levels(document: Document) -> Iterator[_Level]:
+    """The outermost supervisor and every group, those outside before those inside."""
+    pending: deque[tuple[Path, Any]] = deque([((), document.data)])
+    while pending:
+        path, data = pending.popleft()
+        if isinstance(data, dict):
+            devices, groups = (list(_entries(path, data, key)) for key in ("devices", "groups"))
+            level = _Level(path, data, devices, groups)
+            yield level
+            pending += level.groups
+
+
+def _entries(path: Path, data: dict[str, Any], key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    listed = data.get(key)
+    for index, entry in enumerate(listed if isinstance(listed, list) else []):
+        if isinstance(entry, dict):
+            yield (*path, key, index), entry
+
+
 def _devices(document: Document) -> Iterator[tuple[Path, dict[str, Any]]]:
-    devices = document.data.get("devices") if isinstance(document.data, dict) else None
-    for index, device in enumerate(devices if isinstance(devices, list) else []):
-        if isinstance(device, dict):
-            yield ("devices", index), device
+    for level in _levels(document):
+        yield from level.devices
+
+
+def _devices_and_templates(document: Document) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for level in _levels(document):
+        yield from level.devices
+        if level.path and isinstance(level.data.get("template"), dict):
+            yield (*level.path, "template"), level.data["template"]
+
+
+def _named(document: Document) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for level in _levels(document):
+        yield from level.children
 
 
 def _integer(value: Any) -> int | None:
@@ -51,12 +99,13 @@ def _integer(value: Any) -> int | None:
 
 
 def _check_names(document: Document) -> None:
-    _check_unique(document, lambda device: device.get("name"), ("name",), "the name")
+    _check_unique(document, _named(document), lambda child: child.get("name"), ("name",), "the name")
 
 
 def _check_sockets(document: Document) -> None:
     _check_unique(
         document,
+        _devices(document),
         lambda device: _section(device, "vhost_user").get("socket"),
         ("vhost_user", "socket"),
         "the socket",
@@ -64,11 +113,15 @@ def _check_sockets(document: Document) -> None:
 
 
 def _check_unique(
-    document: Document, value_of: Callable[[dict[str, Any]], Any], inner: Path, what: str
+    document: Document,
+    children: Iterable[tuple[Path, dict[str, Any]]],
+    value_of: Callable[[dict[str, Any]], Any],
+    inner: Path,
+    what: str,
 ) -> None:
     first: dict[str, Path] = {}
-    for path, device in _devices(document):
-        value = value_of(device)
+    for path, child in children:
+        value = value_of(child)
         if not isinstance(value, str):
             continue
         if value in first:
@@ -113,64 +166,116 @@ def _range(base: int, size: int) -> str:
     return f"{base:#x}..{base + size - 1:#x}"
 
 
-def _depends_on(document: Document) -> dict[str, tuple[Path, list[Any]]]:
-    """Each device's dependencies as written; of devices with the same name, the first one's."""
+def _depends_on(level: _Level) -> dict[str, tuple[Path, list[Any]]]:
+    """Each child's dependencies as written; of children with the same name, the first one's."""
     found: dict[str, tuple[Path, list[Any]]] = {}
-    for path, device in _devices(document):
-        name, targets = device.get("name"), device.get("depends_on")
+    for path, child in level.children:
+        name, targets = child.get("name"), child.get("depends_on")
         if isinstance(name, str) and name not in found:
             found[name] = (path, targets if isinstance(targets, list) else [])
     return found
 
 
 def _check_dependencies(document: Document) -> None:
-    known = sorted(_depends_on(document))
-    for path, device in _devices(document):
-        targets = device.get("depends_on")
-        for index, target in enumerate(targets if isinstance(targets, list) else []):
-            if isinstance(target, str) and target not in known:
-                there = close_to(target, known) or f"; there are {', '.join(known)}"
-                document.find((*path, "depends_on", index), f"there is no device {target!r}{there}")
+    everywhere = [child.get("name") for _path, child in _named(document)]
+    for level in _levels(document):
+        known = sorted(_depends_on(level))
+        for path, child in level.children:
+            targets = child.get("depends_on")
+            for index, target in enumerate(targets if isinstance(targets, list) else []):
+                if not isinstance(target, str) or target in known:
+                    continue
+                if target in everywhere:
+                    what = f"{target!r} is not in the same group; let what holds them depend on one another"
+                else:
+                    there = close_to(target, known) or f"; there are {', '.join(known)}"
+                    what = f"there is no device {target!r}{there}"
+                document.find((*path, "depends_on", index), what)
 
 
 def _check_circles(document: Document) -> None:
-    devices = _depends_on(document)
-    graph = {
-        name: [target for target in targets if isinstance(target, str)]
-        for name, (_, targets) in devices.items()
-    }
-    while (circle := find_circle(graph)) is not None:
-        # Told once, at its first device in the file; then that edge is cut to find the next circle.
-        names = circle[:-1]
-        start = min(range(len(names)), key=lambda index: devices[names[index]][0])
-        turned = (*names[start:], *names[:start], names[start])
-        path, targets = devices[turned[0]]
-        index = targets.index(turned[1])
-        shown = "→".join(turned)
-        document.find((*path, "depends_on", index), f"devices depend on each other in a circle: {shown}")
-        graph[turned[0]] = [target for target in graph[turned[0]] if target != turned[1]]
+    for level in _levels(document):
+        children = _depends_on(level)
+        graph = {
+            name: [target for target in targets if isinstance(target, str)]
+            for name, (_, targets) in children.items()
+        }
+        while (circle := find_circle(graph)) is not None:
+            # Told once, at its first device in the file; then that edge is cut to find the next circle.
+            names = circle[:-1]
+            start = min(range(len(names)), key=lambda index: children[names[index]][0])
+            turned = (*names[start:], *names[:start], names[start])
+            path, targets = children[turned[0]]
+            index = targets.index(turned[1])
+            shown = "→".join(turned)
+            document.find((*path, "depends_on", index), f"devices depend on each other in a circle: {shown}")
+            graph[turned[0]] = [target for target in graph[turned[0]] if target != turned[1]]
 
 
 def _check_significant(document: Document) -> None:
-    auto_shutdown = _section(document.data, "supervisor").get("auto_shutdown", "never")
-    for path, device in _devices(document):
-        if device.get("significant") is not True:
+    for level in _levels(document):
+        auto_shutdown = _section(level.data, "supervisor").get("auto_shutdown", "never")
+        key = shown_path(document.data, (*level.path, "supervisor", "auto_shutdown"))
+        for path, child in level.children:
+            if child.get("significant") is not True:
+                continue
+            what = "device" if path[-2] == "devices" else "group"
+            if child.get("restart", "permanent") == "permanent":
+                document.find(
+                    (*path, "significant"),
+                    f"a permanent {what} is always restarted and so cannot be significant; "
+                    "make it transient or temporary",
+                )
+            if auto_shutdown == "never":
+                document.find(
+                    (*path, "significant"),
+                    f"a significant {what} needs {key}: any_significant or all_significant",
+                )
+
+
+def _check_templates(document: Document) -> None:
+    """OTP's rules for simple_one_for_one: one template, no other children, no auto_shutdown."""
+    for level in _levels(document):
+        if not level.path:
             continue
-        if device.get("restart", "permanent") == "permanent":
+        options = _section(level.data, "supervisor")
+        dynamic = options.get("strategy") == "simple_one_for_one"
+        template = level.data.get("template")
+        if dynamic and template is None:
+            document.find(level.path, "a simple_one_for_one group needs a template for its devices")
+        if not dynamic and template is not None:
             document.find(
-                (*path, "significant"),
-                "a permanent device is always restarted and so cannot be significant; "
-                "make it transient or temporary",
+                (*level.path, "template"),
+                "is for groups with strategy: simple_one_for_one",
+                key=True,
             )
-        if auto_shutdown == "never":
-            document.find(
-                (*path, "significant"),
-                "a significant device needs supervisor.auto_shutdown: any_significant or all_significant",
-            )
+        if dynamic:
+            for key in ("devices", "groups"):
+                if level.data.get(key):
+                    what = "a simple_one_for_one group lists nothing: devices are added while it runs"
+                    document.find((*level.path, key), what, key=True)
+            if options.get("auto_shutdown", "never") != "never":
+                document.find(
+                    (*level.path, "supervisor", "auto_shutdown"), "must be never with simple_one_for_one"
+                )
+            if isinstance(template, dict) and template.get("significant") is True:
+                what = "the devices of a simple_one_for_one group cannot be significant"
+                document.find((*level.path, "template", "significant"), what)
+
+
+def _check_exit_codes(document: Document) -> None:
+    for path, device in _devices_and_templates(document):
+        codes = _section(device, "exit_codes")
+        force, prevent = codes.get("force_restart"), codes.get("prevent_restart")
+        if isinstance(force, list) and isinstance(prevent, list):
+            for index, code in enumerate(prevent):
+                if code in force:
+                    what = f"{code} forces a restart already (exit_codes.force_restart)"
+                    document.find((*path, "exit_codes", "prevent_restart", index), what)
 
 
 def _check_heartbeats(document: Document) -> None:
-    for path, device in _devices(document):
+    for path, device in _devices_and_templates(document):
         heartbeat = _section(device, "heartbeat")
         try:
             every_ns = parse_duration_ns(heartbeat.get("every"))
@@ -183,7 +288,7 @@ def _check_heartbeats(document: Document) -> None:
 
 
 def _check_environments(document: Document) -> None:
-    for path, device in _devices(document):
+    for path, device in _devices_and_templates(document):
         for name, value in _section(device, "env").items():
             if not name or "=" in name or "\0" in name:
                 document.find((*path, "env", name), f"{name!r} cannot be the name of a variable", key=True)
@@ -192,7 +297,7 @@ def _check_environments(document: Document) -> None:
 
 
 def _check_references(document: Document) -> None:
-    for path, device in _devices(document):
+    for path, device in _devices_and_templates(document):
         _check_reference(document, (*path, "device"), device.get("device"), resolve_device)
     preload = _section(document.data, "supervisor").get("preload")
     for index, name in enumerate(preload if isinstance(preload, list) else []):

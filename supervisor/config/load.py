@@ -8,7 +8,7 @@ made, so making it cannot fail any more.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, get_args
 
@@ -16,15 +16,17 @@ from pydantic import BaseModel, ValidationError
 
 from supervisor.config.checks import check_document
 from supervisor.config.document import Document, Path, read_document
-from supervisor.config.model import DeviceSection, MmioSection, Root
+from supervisor.config.model import Backoff, DeviceSection, GroupSection, MmioSection, Root
 from supervisor.config.modules import close_to, resolve_device
 from supervisor.config.overrides import apply_overrides
 from supervisor.config.values import (
     Config,
     DeviceConfig,
+    GroupConfig,
     Limits,
     MachineConfig,
     Mmio,
+    Supervision,
     SupervisorOptions,
     VhostUser,
 )
@@ -70,18 +72,23 @@ def parse(text: str, source: str, directory: str, stem: str, overrides: Sequence
         root = _validate(document)
     if document.findings or root is None:
         raise ConfigError([str(finding) for finding in sorted(set(document.findings))])
-    return _build(root, source, directory, stem)
+    return _build(root, document.data, source, directory, stem)
 
 
-def parse_one_device(device: str | Mapping[str, Any], source: str, auto_shutdown: str) -> DeviceConfig:
-    """Makes a DeviceConfig of one entry of ``devices``, for a board with this ``auto_shutdown``.
+def parse_one_device(
+    device: str | Mapping[str, Any], source: str, auto_shutdown: str, template: Mapping[str, Any] | None
+) -> DeviceConfig:
+    """Makes a DeviceConfig of one entry of ``devices``, for a supervisor with this ``auto_shutdown``.
 
-    Whether what it depends on is there is not looked at: that is the running board's to say.
+    What the entry does not say is taken from ``template``; options are taken one by one. Whether what it
+    depends on is there is not looked at: that is the running board's to say.
     """
     if isinstance(device, str):
         inner = read_document(device, source)
     else:
         inner = Document(source, copy.deepcopy(dict(device)))
+    if template is not None and isinstance(inner.data, dict):
+        inner.data = _from_template(template, inner.data)
     if inner.findings:
         raise ConfigError([str(finding) for finding in sorted(set(inner.findings))])
     top: Path = ("devices", 0)
@@ -97,6 +104,14 @@ def parse_one_device(device: str | Mapping[str, Any], source: str, auto_shutdown
     if document.findings or root is None:
         raise ConfigError([str(finding) for finding in sorted(set(document.findings))])
     return _build_device(root.devices[0])
+
+
+def _from_template(template: Mapping[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    merged = {**copy.deepcopy(dict(template)), **entry}
+    options, own = template.get("options"), entry.get("options")
+    if isinstance(options, dict) and isinstance(own, dict):
+        merged["options"] = {**copy.deepcopy(options), **own}
+    return merged
 
 
 def schema() -> dict[str, Any]:
@@ -179,9 +194,10 @@ def _names_at(path: Path) -> list[str]:
     for part in path:
         if isinstance(part, int):
             continue
-        for name, field in model.model_fields.items():
+        for name, field in list(model.model_fields.items()):
             if (field.alias or name) == part:
                 model = _model_in(field.annotation) or model
+                break
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
@@ -191,7 +207,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((model for inner in get_args(annotation) if (model := _model_in(inner))), None)
 
 
-def _build(root: Root, source: str, directory: str, stem: str) -> Config:
+def _build(root: Root, data: dict[str, Any], source: str, directory: str, stem: str) -> Config:
     options = root.supervisor
     machine = root.machine
     return Config(
@@ -206,14 +222,56 @@ def _build(root: Root, source: str, directory: str, stem: str) -> Config:
             in_process=options.in_process,
             preload=tuple(options.preload),
         ),
-        devices=tuple(_build_device(section) for section in root.devices),
+        devices=tuple(_build_device(section, group) for section, group in _devices_in(root)),
         machine=None if machine is None else MachineConfig(machine.class_, machine.options),
         source=source,
         directory=directory,
+        groups=tuple(_build_group(section, group, data) for section, group, data in _groups_in(root, data)),
     )
 
 
-def _build_device(section: DeviceSection) -> DeviceConfig:
+def _devices_in(section: Root | GroupSection, group: str = "") -> Iterator[tuple[DeviceSection, str]]:
+    """Every device with the name of its group, in start order but for what depends_on changes."""
+    for device in section.devices:
+        yield device, group
+    for inner in section.groups:
+        yield from _devices_in(inner, inner.name)
+
+
+def _groups_in(
+    section: Root | GroupSection, data: dict[str, Any], group: str = ""
+) -> Iterator[tuple[GroupSection, str, dict[str, Any]]]:
+    """Every group with the name of the one that it is in, and as it is written."""
+    for inner, written in zip(section.groups, data.get("groups", ()), strict=True):
+        yield inner, group, written
+        yield from _groups_in(inner, written, inner.name)
+
+
+def _build_group(section: GroupSection, group: str, data: dict[str, Any]) -> GroupConfig:
+    options = section.supervisor
+    return GroupConfig(
+        name=section.name,
+        group=group,
+        supervision=Supervision(
+            strategy=Strategy(options.strategy),
+            intensity=options.intensity,
+            period_ns=options.period,
+            on_give_up=OnGiveUp(options.on_give_up),
+            auto_shutdown=AutoShutdown(options.auto_shutdown),
+        ),
+        child=ChildSpec(
+            name=section.name,
+            restart=Restart(section.restart),
+            depends_on=tuple(dict.fromkeys(section.depends_on)),
+            stop_timeout_ns=section.stop_timeout,
+            significant=section.significant,
+            backoff=_build_backoff(section.backoff),
+        ),
+        template=None if section.template is None else copy.deepcopy(data["template"]),
+    )
+
+
+def _build_device(section: DeviceSection, group: str = "") -> DeviceConfig:
     vhost_user = section.vhost_user
     return DeviceConfig(
         name=section.name,
@@ -228,6 +286,7 @@ def _build_device(section: DeviceSection) -> DeviceConfig:
         on_bad_state=section.on_bad_state,
         vhost_user=None if vhost_user is None else VhostUser(vhost_user.socket),
         env=section.env,
+        group=group,
     )
 
 
@@ -236,7 +295,8 @@ def _build_mmio(section: MmioSection | None) -> Mmio | None:
 
 
 def _build_child(section: DeviceSection) -> ChildSpec:
-    heartbeat, backoff = section.heartbeat, section.backoff
+    heartbeat = section.heartbeat
+    codes = section.exit_codes
     return ChildSpec(
         name=section.name,
         restart=Restart(section.restart),
@@ -246,12 +306,19 @@ def _build_child(section: DeviceSection) -> ChildSpec:
         stop_timeout_ns=section.stop_timeout,
         significant=section.significant,
         heartbeat=None if heartbeat is None else HeartbeatSpec(heartbeat.every, heartbeat.timeout),
-        backoff=BackoffSpec(
-            first_ns=backoff.first,
-            next_ns=backoff.next,
-            factor=backoff.factor,
-            max_ns=backoff.max,
-            jitter=backoff.jitter,
-            healthy_after_ns=backoff.healthy_after,
-        ),
+        backoff=_build_backoff(section.backoff),
+        clean_exit_codes=frozenset(codes.clean),
+        force_restart=frozenset(codes.force_restart),
+        prevent_restart=frozenset(codes.prevent_restart),
+    )
+
+
+def _build_backoff(section: Backoff) -> BackoffSpec:
+    return BackoffSpec(
+        first_ns=section.first,
+        next_ns=section.next,
+        factor=section.factor,
+        max_ns=section.max,
+        jitter=section.jitter,
+        healthy_after_ns=section.healthy_after,
     )

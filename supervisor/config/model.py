@@ -10,6 +10,7 @@ than everything else the supervisor does before its first fork.
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -50,6 +51,16 @@ def _bytes(value: object) -> object:
     return parse_size_bytes(value) if isinstance(value, str) else value
 
 
+def _exit_status(value: object) -> object:
+    """An exit code as it is, a signal's name as its number made negative."""
+    if not isinstance(value, str):
+        return value
+    number = signal.Signals.__members__.get(value)
+    if number is None:
+        raise ValueError("must be an exit code (0 to 255) or the name of a signal such as SIGTERM")
+    return -int(number)
+
+
 def _positive_duration_ns(value: object) -> int:
     return _positive(parse_duration_ns(value))
 
@@ -68,6 +79,12 @@ RangeBytes = Annotated[
     Field(ge=1, le=1 << 64),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, _SIZE_SCHEMA]}),
 ]
+ExitStatus = Annotated[
+    int,
+    BeforeValidator(_exit_status),
+    Field(ge=-64, le=255),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 255}, {"pattern": "^SIG"}]}),
+]
 
 
 def _written(default: str, description: str | None = None) -> Any:
@@ -82,11 +99,12 @@ class _Section(BaseModel):
     )
 
 
-class Supervisor(_Section):
-    """How the devices are supervised together."""
+class GroupSupervisor(_Section):
+    """How the devices of a group are supervised together."""
 
-    strategy: Literal["one_for_one", "one_for_all", "rest_for_one"] = Field(
-        "one_for_one", description="Which siblings restart together with a device that died."
+    strategy: Literal["one_for_one", "one_for_all", "rest_for_one", "simple_one_for_one"] = Field(
+        "one_for_one",
+        description="Which siblings restart together; simple_one_for_one: devices of one template.",
     )
     intensity: int = Field(5, ge=0, description="How many restarts within `period` are allowed.")
     period: PositiveNs = _written("10s", "The sliding window in which restarts are counted.")
@@ -95,6 +113,14 @@ class Supervisor(_Section):
     )
     auto_shutdown: Literal["never", "any_significant", "all_significant"] = Field(
         "never", description="Whether the end of significant devices ends the supervisor."
+    )
+
+
+class Supervisor(GroupSupervisor):
+    """How the devices are supervised together."""
+
+    strategy: Literal["one_for_one", "one_for_all", "rest_for_one"] = Field(
+        "one_for_one", description="Which siblings restart together with a device that died."
     )
     spares: int = Field(1, ge=0, le=256, description="Worker processes kept forked in advance.")
     in_process: bool = Field(False, description="Run devices inside the supervisor: for debugging only.")
@@ -127,6 +153,14 @@ class Backoff(_Section):
     healthy_after: DurationNs = _written("1s", "Back to `first` after running this long.")
 
 
+class ExitCodes(_Section):
+    """What the way a process ended says: exit codes, or names of signals such as SIGTERM."""
+
+    clean: list[ExitStatus] = Field([0], description="A clean end: a transient device is not restarted.")
+    force_restart: list[ExitStatus] = Field([], description="Restarted, whatever `restart` says.")
+    prevent_restart: list[ExitStatus] = Field([], description="Not restarted; failed if not clean as well.")
+
+
 class LimitsSection(_Section):
     """Resource limits of the worker."""
 
@@ -153,6 +187,7 @@ class DeviceSection(_Section):
     depends_on: list[str] = Field([], description="Devices that must be ready before this one starts.")
     hello_timeout: PositiveNs = _written("5s", "From the fork until the process speaks.")
     start_timeout: PositiveNs = _written("5s", "From then until the device is ready.")
+    exit_codes: ExitCodes = Field(default_factory=lambda: ExitCodes.model_validate({}))
     stop_timeout: StopTimeoutNs = _written("2s", "Killed after this; or brutal_kill, infinity.")
     request_timeout: PositiveNs = _written("5s", "A request that takes longer is a stuck worker.")
     significant: bool = Field(False, description="Its end may end the supervisor, see auto_shutdown.")
@@ -165,6 +200,34 @@ class DeviceSection(_Section):
     )
     vhost_user: VhostUserSection | None = None
     env: dict[str, str] = Field({}, description="Environment variables of the worker.")
+
+
+class TemplateSection(DeviceSection):
+    """What the devices of a simple_one_for_one group have in common."""
+
+    name: str | None = Field(  # type: ignore[assignment]  # each device that is added has one
+        None,
+        pattern=NAME_PATTERN,
+        max_length=48,
+        description="What names begin with: the group's if not given.",
+    )
+
+
+class GroupSection(_Section):
+    """A supervisor of its own for some of the devices: it is started, stopped and restarted like a device."""
+
+    name: str = Field(pattern=NAME_PATTERN, max_length=64)
+    supervisor: GroupSupervisor = Field(default_factory=lambda: GroupSupervisor.model_validate({}))
+    restart: Literal["permanent", "transient", "temporary"] = Field(
+        "permanent", description="Whether the group is restarted when it has given up or shut itself down."
+    )
+    depends_on: list[str] = Field([], description="Devices and groups beside it that must be ready before.")
+    stop_timeout: StopTimeoutNs = _written("infinity", "What is left of the group is killed after this.")
+    significant: bool = Field(False, description="Its end may end the supervisor above, see auto_shutdown.")
+    backoff: Backoff = Field(default_factory=lambda: Backoff.model_validate({}))
+    template: TemplateSection | None = None
+    devices: list[DeviceSection] = Field([], description="In start order.")
+    groups: list[GroupSection] = Field([], description="In start order, after the devices.")
 
 
 class MachineSection(_Section):
@@ -180,4 +243,5 @@ class Root(_Section):
     name: str | None = Field(None, min_length=1, description="Shown to people; the file's name by default.")
     supervisor: Supervisor = Field(default_factory=lambda: Supervisor.model_validate({}))
     devices: list[DeviceSection] = Field([], description="In start order.")
+    groups: list[GroupSection] = Field([], description="In start order, after the devices.")
     machine: MachineSection | None = None

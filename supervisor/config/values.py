@@ -6,7 +6,7 @@ address ranges do not overlap: a ``Config`` that exists has been checked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from supervisor.policy.spec import AutoShutdown, ChildSpec, OnGiveUp, Strategy, SupervisorSpec
@@ -14,9 +14,11 @@ from supervisor.policy.spec import AutoShutdown, ChildSpec, OnGiveUp, Strategy, 
 __all__ = [
     "Config",
     "DeviceConfig",
+    "GroupConfig",
     "Limits",
     "MachineConfig",
     "Mmio",
+    "Supervision",
     "SupervisorOptions",
     "VhostUser",
     "policy_spec",
@@ -24,14 +26,20 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class SupervisorOptions:
-    """The ``supervisor`` section. ``preload`` names modules that the zygote imports beforehand."""
+class Supervision:
+    """The ``supervisor`` section of a group: how its children are supervised together."""
 
     strategy: Strategy
     intensity: int
     period_ns: int
     on_give_up: OnGiveUp
     auto_shutdown: AutoShutdown
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorOptions(Supervision):
+    """The outermost ``supervisor`` section. ``preload`` names modules that the zygote imports beforehand."""
+
     spares: int
     in_process: bool
     preload: tuple[str, ...]
@@ -77,6 +85,21 @@ class DeviceConfig:
     on_bad_state: Literal["fail", "fresh"]
     vhost_user: VhostUser | None
     env: dict[str, str] = field(default_factory=dict)
+    group: str = ""
+    """The name of the group it is in; empty: the outermost supervisor."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupConfig:
+    """A group. ``child`` is what the supervisor above is told of it, but for its children."""
+
+    name: str
+    group: str
+    """The name of the group that it is in itself."""
+    supervision: Supervision
+    child: ChildSpec
+    template: dict[str, Any] | None = None
+    """What its devices have in common, as written; for simple_one_for_one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +117,31 @@ class Config:
     name: str
     supervisor: SupervisorOptions
     devices: tuple[DeviceConfig, ...]
+    """All devices, those in groups included."""
     machine: MachineConfig | None
     source: str
     directory: str
+    groups: tuple[GroupConfig, ...] = ()
+    """All groups, each after the one that it is in."""
 
 
 def policy_spec(config: Config) -> SupervisorSpec:
     """What the policy is told of a configuration."""
-    options = config.supervisor
+    return _supervisor_spec(config, "", config.supervisor)
+
+
+def _supervisor_spec(config: Config, name: str, options: Supervision) -> SupervisorSpec:
+    devices = [device.child for device in config.devices if device.group == name]
+    groups = [
+        replace(group.child, supervisor=_supervisor_spec(config, group.name, group.supervision))
+        for group in config.groups
+        if group.group == name
+    ]
     return SupervisorSpec(
         strategy=options.strategy,
         intensity=options.intensity,
         period_ns=options.period_ns,
         on_give_up=options.on_give_up,
         auto_shutdown=options.auto_shutdown,
-        children=tuple(device.child for device in config.devices),
+        children=(*devices, *groups),
     )

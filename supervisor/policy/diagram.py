@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
+from supervisor.policy.node import EVENTS, PHASES
 from supervisor.policy.states import ChildState, Phase
 from supervisor.policy.table import CHILD_EVENTS, TABLE, Do
-from supervisor.policy.tree import EVENTS, PHASES
 
 __all__ = ["states_page"]
 
@@ -18,7 +18,7 @@ _SILENT = frozenset({Do.IGNORE, Do.IMPOSSIBLE})
 _INTRODUCTION = """\
 # States
 
-Written from the tables in `supervisor/policy/table.py` and `supervisor/policy/tree.py`; do not edit.
+Written from the tables in `supervisor/policy/table.py` and `supervisor/policy/node.py`; do not edit.
 
 ## One device
 

@@ -1,4 +1,4 @@
-"""The state of the whole tree, and the working copy that one step writes on.
+"""The state of one supervisor, and the working copy that one step writes on.
 
 A ``State`` is frozen and its containers are never changed once it exists. A step works on a ``Draft``, which
 copies a container when it first writes to it, so that a step costs one copy of what it touches and nothing
@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from supervisor.policy.actions import Action, Outcome, Record, Report
+from supervisor.policy.actions import Action, Report
 from supervisor.policy.intensity import Window
-from supervisor.policy.spec import ChildSpec
+from supervisor.policy.records import Outcome, Record
+from supervisor.policy.spec import ChildSpec, SupervisorSpec
 from supervisor.policy.states import Phase
-from supervisor.policy.strategy import Plan, with_child, without_child
+from supervisor.policy.strategy import Plan, make_plan, with_child, without_child
 from supervisor.policy.table import Child
 
 __all__ = ["Draft", "State", "Sweep"]
@@ -40,7 +41,7 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything the policy remembers."""
+    """Everything the policy remembers of one supervisor and its children."""
 
     plan: Plan
     phase: Phase
@@ -52,6 +53,8 @@ class State:
     """Why the supervisor is STOPPING or ENDED."""
     awaited: int = 0
     """How many children the first start still waits for."""
+    crowd: tuple[int, int] = (0, 0)
+    """The instant (ns) of the last charged death, and how many there were in it."""
 
 
 class Draft:
@@ -64,6 +67,7 @@ class Draft:
         "awaited",
         "base",
         "chance",
+        "crowd",
         "ended",
         "now_ns",
         "outcome",
@@ -81,6 +85,7 @@ class Draft:
         self.awaited = state.awaited
         self.ended: list[str] = []  # added ones that are to be forgotten at the end of the step
         self.chance = chance
+        self.crowd = state.crowd
         self.now_ns = now_ns
         self.outcome = state.outcome
         self.phase = state.phase
@@ -127,6 +132,22 @@ class Draft:
             levels = tuple(tuple(one for one in level if one != name) for level in sweep.levels)
             self.sweep = Sweep(sweep.scope - {name}, sweep.asked - {name}, levels)
 
+    def reload(self, spec: SupervisorSpec) -> None:
+        """Other rules and specifications; children that ``spec`` does not name stay, as if added."""
+        old = self.plan.specs
+        named = {child.name for child in spec.children}
+        kept = tuple(old[name] for name in self.plan.order if name not in named)
+        self.plan = make_plan(spec, (*spec.children, *kept))
+        children = self._own_children()
+        for name in self.plan.order:
+            known = children.get(name) or Child(awaited=False)
+            children[name] = replace(known, added=name not in named)
+        self._deadlines = sorted(
+            (child.deadline_ns, self.plan.position[name])
+            for name, child in children.items()
+            if child.deadline_ns is not None
+        )
+
     def due(self) -> list[str]:
         """The names whose deadline has passed, the earliest first."""
         deadlines = self.base.deadlines if self._deadlines is None else self._deadlines
@@ -158,6 +179,7 @@ class Draft:
             sweep=self.sweep,
             outcome=self.outcome,
             awaited=self.awaited,
+            crowd=self.crowd,
         )
         return state, tuple(self.actions)
 

@@ -3,15 +3,22 @@
 1. Was the end decided beforehand (asked to stop, swept, refused)? Then it becomes what was decided.
 2. Did it fail in the very first start? Then the start has failed, and everything goes down. Was it added and
    has not been ready yet? Then its start has failed, and it is forgotten.
-3. Does its restart type want no other? Then it is finished, and may end the supervisor if significant.
-4. Was it a chaos monkey's doing? Then it restarts at once, with its siblings, and nothing is charged.
-5. Is the budget spent? Then the supervisor gives up, or gives up this one.
-6. Otherwise it restarts, with its siblings, after its backoff.
+3. Does its exit status prevent a restart, and was the end unclean? Then it has failed.
+4. Does its restart type want no other, and its exit status not force one? Then it is finished, and may end
+   the supervisor if significant.
+5. Was it a chaos monkey's doing? Then it restarts at once, with its siblings, and nothing is charged.
+6. Is the budget spent? Then the supervisor gives up, or gives up this one.
+7. Otherwise it restarts, with its siblings, after its backoff.
 """
 
 from __future__ import annotations
 
-from supervisor.policy.actions import (
+from supervisor.policy.backoff import delay_ns, is_healthy, spread_ns
+from supervisor.policy.draft import Draft
+from supervisor.policy.events import ExitReason
+from supervisor.policy.falling import advance_sweep, ask_stop, shut_down, sweep_siblings
+from supervisor.policy.intensity import charge
+from supervisor.policy.records import (
     DeviceDied,
     DeviceRestarting,
     DeviceStopped,
@@ -19,18 +26,13 @@ from supervisor.policy.actions import (
     Outcome,
     OutcomeKind,
 )
-from supervisor.policy.backoff import delay_ns, is_healthy
-from supervisor.policy.draft import Draft
-from supervisor.policy.events import ExitReason
-from supervisor.policy.falling import advance_sweep, ask_stop, shut_down, sweep_siblings
-from supervisor.policy.intensity import charge
 from supervisor.policy.rising import come, fail, is_passing, no_longer_awaited, wake_dependents
 from supervisor.policy.spec import AutoShutdown, OnGiveUp, Restart
 from supervisor.policy.states import ALIVE, ChildState, Phase
 from supervisor.policy.strategy import affected
 from supervisor.policy.table import After
 
-__all__ = ["lost", "refuse"]
+__all__ = ["excuse", "lost", "refuse"]
 
 
 def lost(draft: Draft, name: str, exit_reason: ExitReason, *, charged: bool) -> None:
@@ -64,6 +66,12 @@ def refuse(draft: Draft, name: str, why: str) -> None:
         shut_down(draft, Outcome(OutcomeKind.START_FAILED, name, why))
 
 
+def excuse(draft: Draft, name: str) -> None:
+    """There is nothing for this child to do: OTP's ignore. It ends, and nobody misses it."""
+    draft.change(name, after=After.FINISHED)
+    ask_stop(draft, name)
+
+
 def _is_first_start(draft: Draft, name: str) -> bool:
     return draft.phase is Phase.STARTING and draft.child(name).awaited
 
@@ -87,7 +95,9 @@ def _ended_as_decided(draft: Draft, name: str, after: After) -> None:
 
 def _settle(draft: Draft, name: str, state: ChildState) -> None:
     """The child is where it stays: nobody misses it, and the first start does not wait for it."""
-    draft.change(name, state=state, down_since_ns=None, not_before_ns=0, new=False)
+    going = draft.phase is Phase.STOPPING  # with a group that may come back: then it is missed meanwhile
+    down_since_ns = draft.child(name).down_since_ns if going else None
+    draft.change(name, state=state, down_since_ns=down_since_ns, not_before_ns=0, new=False)
     if is_passing(draft, name):
         draft.ended.append(name)
     no_longer_awaited(draft, name)
@@ -100,7 +110,10 @@ def _ended_unasked(draft: Draft, name: str, exit_reason: ExitReason, *, charged:
     child = draft.child(name)
     generation = child.generation
     clean = exit_reason.clean(spec)
-    stays_down = spec.restart is Restart.TEMPORARY or (spec.restart is Restart.TRANSIENT and clean)
+    prevented = exit_reason.status in spec.prevent_restart
+    stays_down = exit_reason.status not in spec.force_restart and (
+        spec.restart is Restart.TEMPORARY or (clean and (prevented or spec.restart is Restart.TRANSIENT))
+    )
 
     def died(*, counts: bool) -> None:
         draft.report(DeviceDied(name, generation, exit_reason, counts, at_ns=draft.now_ns))
@@ -115,6 +128,10 @@ def _ended_unasked(draft: Draft, name: str, exit_reason: ExitReason, *, charged:
     elif charged and child.new and not (stays_down and clean):
         died(counts=False)
         fail(draft, name, f"{exit_reason} before it was ready")
+    elif prevented and not clean:
+        died(counts=False)
+        fail(draft, name, f"{exit_reason}, which prevents a restart")
+        _end_of_significant(draft, name)
     elif stays_down:
         if clean:
             draft.report(DeviceStopped(name, generation, at_ns=draft.now_ns))
@@ -152,13 +169,23 @@ def _restart_within_budget(draft: Draft, name: str) -> None:
         if isolates:
             fail(draft, name, why)
             return
-        draft.change(name, state=ChildState.FAILED, why=why, down_since_ns=None)
+        draft.change(name, state=ChildState.FAILED, why=why)
         draft.report(GaveUp(name, len(window), spec.period_ns, at_ns=draft.now_ns))
         shut_down(draft, Outcome(OutcomeKind.GAVE_UP, name, f"{name!r} {why}"))
         return
-    wait_ns = delay_ns(draft.spec(name).backoff, child.attempts, draft.chance)
+    backoff = draft.spec(name).backoff
+    wait_ns = delay_ns(backoff, child.attempts, draft.chance)
+    wait_ns += spread_ns(backoff, _died_with_it(draft), draft.chance)
     draft.change(name, attempts=child.attempts + 1, not_before_ns=draft.now_ns + wait_ns)
     _restart(draft, name, wait_ns)
+
+
+def _died_with_it(draft: Draft) -> int:
+    """How many others have died in this very instant; counts this one."""
+    at_ns, deaths = draft.crowd
+    others = deaths if at_ns == draft.now_ns else 0
+    draft.crowd = (draft.now_ns, others + 1)
+    return others
 
 
 def _restart(draft: Draft, name: str, wait_ns: int) -> None:

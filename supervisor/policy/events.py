@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from supervisor.policy.spec import ChildSpec
+from supervisor.policy.spec import ChildSpec, SupervisorSpec
 
 __all__ = [
+    "Abort",
     "AddChild",
     "ChildEvent",
     "Event",
@@ -21,8 +22,10 @@ __all__ = [
     "Forked",
     "Gone",
     "Hello",
+    "Ignored",
     "Ready",
     "Refused",
+    "Reload",
     "RemoveChild",
     "RestartChild",
     "Silent",
@@ -37,11 +40,13 @@ __all__ = [
 
 
 class ExitKind(Enum):
-    """How a process ended, as far as anybody knows."""
+    """How a process ended, as far as anybody knows; or how a group did, which is no process."""
 
     EXITED = "exited"
     SIGNALED = "signaled"
     UNKNOWN = "unknown"
+    SHUTDOWN = "shutdown"  # a group that has stopped, given up or shut itself down: OTP's reason "shutdown"
+    NOT_STARTED = "not_started"  # a group of which some child could not be started
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +58,17 @@ class ExitReason:
     detail: str = ""
 
     def clean(self, spec: ChildSpec) -> bool:
-        """True if the process ended by itself with a code that ``spec`` calls clean."""
-        return self.kind is ExitKind.EXITED and self.code in spec.clean_exit_codes
+        """True if the process ended by itself with a code that ``spec`` calls clean, or is a group's end."""
+        if self.kind is ExitKind.SHUTDOWN:
+            return True
+        return self.status is not None and self.status in spec.clean_exit_codes
+
+    @property
+    def status(self) -> int | None:
+        """The exit code, or the signal's number made negative; ``None`` where neither is known."""
+        if self.code is None:
+            return None
+        return -self.code if self.kind is ExitKind.SIGNALED else self.code
 
     def __str__(self) -> str:
         match self.kind:
@@ -64,6 +78,10 @@ class ExitReason:
                 text = f"was killed by signal {self.code}"
             case ExitKind.UNKNOWN:
                 text = "ended for a reason unknown"
+            case ExitKind.SHUTDOWN:
+                text = "has shut down"
+            case ExitKind.NOT_STARTED:
+                text = "could not be started"
         return f"{text} ({self.detail})" if self.detail else text
 
 
@@ -75,6 +93,25 @@ class Start:
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Stop every child, in order, for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Kill every child at once, for good: what brutal_kill, or a stop that took too long, is to a group."""
+
+    why: str = "stopped by brutal_kill"
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Other rules for a running supervisor, as OTP's code_change: no process is started, stopped or replaced.
+
+    Specifications are exchanged in place and count from the next generation on; children that are new are
+    DOWN until they are started; children that are missing go on as they are. ``tree.why_not_reload`` says
+    whether it may be asked for.
+    """
+
+    spec: SupervisorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +144,12 @@ class RestartChild:
 class AddChild:
     """A new child, the last in start order, is wanted at once. If it is not ready once, it is forgotten.
 
-    ``tree.why_not_add`` says whether it may be asked for.
+    ``group`` is the supervisor that it becomes a child of (empty: the outermost). ``tree.why_not_add`` says
+    whether it may be asked for.
     """
 
     spec: ChildSpec
+    group: str = ""
 
     @property
     def name(self) -> str:
@@ -178,6 +217,17 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Ignored:
+    """The device says, before it is Ready, that there is nothing for it to do (OTP's ``ignore``).
+
+    Its Gone follows; nobody restarts it, and it failed nothing.
+    """
+
+    name: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Silent:
     """The process lives but a heartbeat or a request is overdue."""
 
@@ -185,10 +235,10 @@ class Silent:
     generation: int
 
 
-WorkerEvent = Forked | Hello | Ready | Gone | SpawnFailed | Refused | Silent
+WorkerEvent = Forked | Hello | Ready | Gone | SpawnFailed | Refused | Ignored | Silent
 """Events that carry a generation."""
 
 ChildEvent = StartChild | StopChild | RestartChild | RemoveChild | WorkerEvent
 """Events that a child's own table knows."""
 
-Event = Start | Stop | Tick | AddChild | ChildEvent
+Event = Start | Stop | Abort | Reload | Tick | AddChild | ChildEvent

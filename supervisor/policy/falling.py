@@ -10,24 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from supervisor.policy.actions import (
-    AskStop,
-    DeviceKilled,
-    DeviceStopped,
-    Finished,
-    Kill,
-    Outcome,
-    OutcomeKind,
-    SupervisorStopped,
-)
+from supervisor.policy.actions import AskStop, Finished, Kill
 from supervisor.policy.draft import Draft, Sweep
+from supervisor.policy.records import DeviceKilled, DeviceStopped, Outcome, OutcomeKind, SupervisorStopped
 from supervisor.policy.rising import come
 from supervisor.policy.spec import Restart
 from supervisor.policy.states import ALIVE, ChildState, Phase
 from supervisor.policy.strategy import stop_levels
 from supervisor.policy.table import After
 
-__all__ = ["advance_sweep", "ask_stop", "kill", "shut_down", "sweep_siblings"]
+__all__ = ["abort", "advance_sweep", "ask_stop", "kill", "shut_down", "sweep_siblings"]
 
 _ASKABLE = frozenset({ChildState.SPAWNING, ChildState.BUILDING, ChildState.READY})
 
@@ -85,14 +77,34 @@ def shut_down(draft: Draft, outcome: Outcome) -> None:
     draft.phase = Phase.STOPPING
     draft.outcome = outcome
     for name in draft.plan.order:
-        child = draft.child(name)
-        if child.state in ALIVE and child.after is not After.FAILED:
-            draft.change(name, after=After.DOWN)
-        elif child.state is ChildState.WAITING:
-            draft.change(name, state=ChildState.DOWN, deadline_ns=None, down_since_ns=None)
-            if child.generation:
-                draft.report(DeviceStopped(name, child.generation, at_ns=draft.now_ns))
+        _is_over_for(draft, name)
     _begin_sweep(draft, frozenset(draft.plan.order))
+
+
+def _is_over_for(draft: Draft, name: str) -> None:
+    """The supervisor is going down: whatever this child was to become, it is to be down."""
+    child = draft.child(name)
+    if child.state in ALIVE and child.after is not After.FAILED:
+        draft.change(name, after=After.DOWN)
+    elif child.state is ChildState.WAITING:
+        # Since when it is missed stays known: a group that comes back tells how long it was away.
+        draft.change(name, state=ChildState.DOWN, deadline_ns=None)
+        if child.generation:
+            draft.report(DeviceStopped(name, child.generation, at_ns=draft.now_ns))
+
+
+def abort(draft: Draft, why: str) -> None:
+    """Kills everybody at once and for good, also those who are being asked; a reason given before stands."""
+    draft.phase = Phase.STOPPING
+    draft.outcome = draft.outcome or Outcome(OutcomeKind.STOPPED)
+    alive = [name for name in reversed(draft.plan.order) if draft.child(name).state in ALIVE]
+    for name in draft.plan.order:
+        _is_over_for(draft, name)
+    for name in alive:
+        if draft.child(name).state is not ChildState.KILLING:
+            kill(draft, name, why)
+    draft.sweep = Sweep(frozenset(draft.plan.order), frozenset(alive), ())
+    advance_sweep(draft)
 
 
 def _begin_sweep(draft: Draft, scope: frozenset[str]) -> None:

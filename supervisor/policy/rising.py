@@ -6,16 +6,16 @@ that can hold a child back: siblings on their way down, its backoff, and what it
 
 from __future__ import annotations
 
-from supervisor.policy.actions import (
+from supervisor.policy.actions import Spawn
+from supervisor.policy.draft import Draft
+from supervisor.policy.records import (
     DeviceFailed,
     DeviceReady,
     DeviceRestarted,
     DeviceStarting,
-    Spawn,
     SupervisorReady,
 )
-from supervisor.policy.draft import Draft
-from supervisor.policy.spec import Restart
+from supervisor.policy.spec import Restart, Strategy
 from supervisor.policy.states import ChildState, Phase
 
 __all__ = [
@@ -78,8 +78,9 @@ def expect_hello(draft: Draft, name: str) -> None:
 
 
 def build(draft: Draft, name: str) -> None:
-    """The process said Hello: its Ready is due."""
-    deadline_ns = draft.now_ns + draft.spec(name).start_timeout_ns
+    """The process said Hello: its Ready is due. A group has no deadline: each of its children has one."""
+    spec = draft.spec(name)
+    deadline_ns = draft.now_ns + spec.start_timeout_ns if spec.supervisor is None else None
     draft.change(name, state=ChildState.BUILDING, deadline_ns=deadline_ns)
 
 
@@ -143,9 +144,11 @@ def fail(draft: Draft, name: str, why: str) -> None:
 def is_passing(draft: Draft, name: str) -> bool:
     """True for an added child that is temporary: as in OTP, nothing is kept of it once it has ended.
 
-    One that the configuration names stays known: the configuration still names it.
+    One that the configuration names stays known: the configuration still names it. Of the children of a
+    template nothing is ever kept, whatever their restart type.
     """
-    return draft.child(name).added and draft.spec(name).restart is Restart.TEMPORARY
+    of_template = draft.plan.spec.strategy is Strategy.SIMPLE_ONE_FOR_ONE
+    return draft.child(name).added and (of_template or draft.spec(name).restart is Restart.TEMPORARY)
 
 
 def no_longer_awaited(draft: Draft, name: str) -> None:

@@ -36,6 +36,8 @@ class Strategy(Enum):
     ONE_FOR_ONE = "one_for_one"
     ONE_FOR_ALL = "one_for_all"
     REST_FOR_ONE = "rest_for_one"
+    SIMPLE_ONE_FOR_ONE = "simple_one_for_one"
+    """As one_for_one, for children of one template: all are added while running, none outlasts its end."""
 
 
 class Restart(Enum):
@@ -110,7 +112,12 @@ class HeartbeatSpec:
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """One child. ``stop_timeout_ns``: None waits for ever (infinity), 0 kills at once (brutal_kill)."""
+    """One child. ``stop_timeout_ns``: None waits for ever (infinity), 0 kills at once (brutal_kill).
+
+    The exit statuses that force and that prevent a restart are codes, or, for signals, negative numbers
+    (``-15``: ended by SIGTERM). A child with a ``supervisor`` of its own is a group: no process, but the
+    children of that supervisor.
+    """
 
     name: str
     restart: Restart = Restart.PERMANENT
@@ -122,6 +129,9 @@ class ChildSpec:
     heartbeat: HeartbeatSpec | None = None
     backoff: BackoffSpec = field(default_factory=BackoffSpec)
     clean_exit_codes: frozenset[int] = frozenset({0})
+    force_restart: frozenset[int] = frozenset()
+    prevent_restart: frozenset[int] = frozenset()
+    supervisor: SupervisorSpec | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -136,11 +146,17 @@ class ChildSpec:
             raise LocalError(
                 f"{owner}: a permanent child cannot be significant; make it transient or temporary"
             )
+        both = self.force_restart & self.prevent_restart
+        if both:
+            raise LocalError(f"{owner}: exit status {min(both)} both forces and prevents a restart")
 
 
 @dataclass(frozen=True, slots=True)
 class SupervisorSpec:
-    """The whole supervisor: at most ``intensity`` restarts within ``period_ns``, children in list order."""
+    """One supervisor: at most ``intensity`` restarts within ``period_ns``, children in list order.
+
+    In a tree of supervisors every name is there once, whatever group it is in.
+    """
 
     strategy: Strategy = Strategy.ONE_FOR_ONE
     intensity: int = 5
@@ -155,6 +171,12 @@ class SupervisorSpec:
         for name, count in Counter(spec.name for spec in self.children).items():
             if count > 1:
                 raise LocalError(f"child {name!r} is named {count} times")
+        if self.strategy is Strategy.SIMPLE_ONE_FOR_ONE:
+            if self.children:
+                raise LocalError("simple_one_for_one starts without children: they are added while it runs")
+            # OTP refuses it too: which child would be the significant one?
+            if self.auto_shutdown is not AutoShutdown.NEVER:
+                raise LocalError("simple_one_for_one cannot have an auto_shutdown")
         known = {spec.name for spec in self.children}
         for spec in self.children:
             for target in spec.depends_on:

@@ -26,7 +26,7 @@ class Plan:
     """A specification with everything looked up that steps need. Its dictionaries are never changed."""
 
     spec: SupervisorSpec
-    """As it was at first: the children of the moment are in ``specs``."""
+    """As it was given: the children of the moment are in ``specs``."""
     specs: dict[str, ChildSpec]
     order: tuple[str, ...]
     """All names in start order."""
@@ -42,10 +42,11 @@ class Plan:
         return bisect_left(self.order, position, key=self.position.__getitem__)
 
 
-def make_plan(spec: SupervisorSpec) -> Plan:
-    """Works out order, levels and dependents of a specification."""
-    specs = {child.name: child for child in spec.children}
-    depends_on = {child.name: child.depends_on for child in spec.children}
+def make_plan(spec: SupervisorSpec, children: tuple[ChildSpec, ...] | None = None) -> Plan:
+    """Works out order, levels and dependents of a specification, or of its rules for other ``children``."""
+    children = spec.children if children is None else children
+    specs = {child.name: child for child in children}
+    depends_on = {child.name: child.depends_on for child in children}
     order = start_order(depends_on)
     dependents: dict[str, list[str]] = {name: [] for name in order}
     for name in order:
@@ -65,7 +66,7 @@ def make_plan(spec: SupervisorSpec) -> Plan:
 def affected(plan: Plan, culprit: str) -> tuple[str, ...]:
     """The culprit and the siblings that restart together with it, in start order."""
     match plan.spec.strategy:
-        case Strategy.ONE_FOR_ONE:
+        case Strategy.ONE_FOR_ONE | Strategy.SIMPLE_ONE_FOR_ONE:
             return (culprit,)
         case Strategy.ONE_FOR_ALL:
             return plan.order

@@ -21,6 +21,7 @@ from supervisor.policy.events import (
     Forked,
     Gone,
     Hello,
+    Ignored,
     Ready,
     Refused,
     RemoveChild,
@@ -97,6 +98,7 @@ class Do(Enum):
     REFUSE = "asked to stop, then failed; fails the first start"
     REFUSE_DYING = "will be failed instead of restarted; fails the first start"
     REFUSE_LATE = "failed instead of restarted"
+    EXCUSE = "asked to stop, then finished: it had nothing to do"
     KILL = "killed"
     STAY_DOWN = "will stay down"
     RETURN = "will be spawned again, unless its end was a fault of its own"
@@ -125,6 +127,7 @@ CHILD_EVENTS = (
     Gone,
     SpawnFailed,
     Refused,
+    Ignored,
     Silent,
     Tick,
 )
@@ -161,6 +164,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         Gone=Do.IMPOSSIBLE,
         SpawnFailed=Do.IMPOSSIBLE,
         Refused=Do.IGNORE,
+        Ignored=Do.IGNORE,
         Silent=Do.IGNORE,
         Tick=Do.IGNORE,
     ),
@@ -176,6 +180,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         Gone=Do.IMPOSSIBLE,
         SpawnFailed=Do.IMPOSSIBLE,
         Refused=(Do.REFUSE_LATE, (_S.FAILED,)),
+        Ignored=Do.IGNORE,
         Silent=Do.IGNORE,
         Tick=(Do.COME, _COMING),
     ),
@@ -191,6 +196,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         Gone=(Do.LOST, _ENDED),
         SpawnFailed=(Do.LOST, _ENDED),
         Refused=(Do.REFUSE, _LEAVING),
+        Ignored=Do.IMPOSSIBLE,
         Silent=(Do.KILL, (_S.KILLING,)),
         Tick=(Do.KILL, (_S.KILLING,)),
     ),
@@ -206,6 +212,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         Gone=(Do.LOST, _ENDED),
         SpawnFailed=Do.IMPOSSIBLE,
         Refused=(Do.REFUSE, _LEAVING),
+        Ignored=(Do.EXCUSE, _LEAVING),
         Silent=(Do.KILL, (_S.KILLING,)),
         Tick=(Do.KILL, (_S.KILLING,)),
     ),
@@ -221,6 +228,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         Gone=(Do.LOST, _ENDED),
         SpawnFailed=Do.IMPOSSIBLE,
         Refused=(Do.REFUSE, _LEAVING),
+        Ignored=Do.IMPOSSIBLE,
         Silent=(Do.KILL, (_S.KILLING,)),
         Tick=Do.IGNORE,
     ),
@@ -237,6 +245,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         SpawnFailed=(Do.LOST, _ENDED),
         # It was asked to stop before it refused; the next generation will say it again.
         Refused=Do.IGNORE,
+        Ignored=Do.IGNORE,
         # The stop deadline is the only judge of a worker that is draining.
         Silent=Do.IGNORE,
         Tick=(Do.KILL, (_S.KILLING,)),
@@ -253,6 +262,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         Gone=(Do.LOST, _ENDED),
         SpawnFailed=(Do.LOST, _ENDED),
         Refused=Do.REFUSE_DYING,
+        Ignored=Do.IGNORE,
         Silent=Do.IGNORE,
         Tick=Do.IGNORE,
     ),
@@ -268,6 +278,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         Gone=Do.IMPOSSIBLE,
         SpawnFailed=Do.IMPOSSIBLE,
         Refused=Do.IGNORE,
+        Ignored=Do.IGNORE,
         Silent=Do.IGNORE,
         Tick=Do.IGNORE,
     ),
@@ -283,6 +294,7 @@ TABLE: dict[ChildState, dict[type, Cell]] = {
         Gone=Do.IMPOSSIBLE,
         SpawnFailed=Do.IMPOSSIBLE,
         Refused=Do.IGNORE,
+        Ignored=Do.IGNORE,
         Silent=Do.IGNORE,
         Tick=Do.IGNORE,
     ),

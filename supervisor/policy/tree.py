@@ -1,335 +1,227 @@
-"""The whole policy as one pure function: ``step(state, event, now_ns, chance) -> (state, actions)``.
+"""Supervisors as children of supervisors: ``step(tree, event, now_ns, chance) -> (tree, actions)``.
 
-Nothing here, or below, looks at a clock, rolls dice or does anything: the same state, event, time and chance
-give the same answer, so any run can be replayed from its events. ``step`` never raises, whatever the order
-of events: one that makes no sense is reported as ``Impossible`` and changes nothing, because the supervisor
-is the last process that may die.
+Each supervisor is a ``State`` of its own, and ``supervisor.policy.node`` decides for it as if there were no
+other. What is here is the talk between them, and that is all that nesting is:
 
-Two tables decide. ``PHASES`` says what an event means to the supervisor as a whole, and hands most of them on
-to the child's own table in ``supervisor.policy.table``.
+=====================  =======================================================================
+above, of the group    below, of its own children
+=====================  =======================================================================
+Spawn                  a new State from the specification, then Start
+AskStop                Stop
+Kill                   Abort: every child is killed
+Hello, then Ready      (at once), then SupervisorReady
+Gone                   Finished: OTP's ``shutdown``, or a start that failed
+=====================  =======================================================================
+
+So a group lives, dies, is restarted, counted and given up by the table of a device. Generations are counted
+on when a group starts afresh: no journal, Tube or process can be mistaken for one of the run before. Children
+that were added to the last run are not part of the specification and are forgotten, as in OTP.
+
+Devices and groups share one space of names. The outermost supervisor is the group whose name is empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import Enum
-from typing import cast, get_args
+from collections import deque
 
-from supervisor.policy.actions import (
-    Action,
-    DeviceRemoved,
-    DeviceStopped,
-    Forget,
-    Impossible,
-    Outcome,
-    OutcomeKind,
-    SupervisorReady,
-)
-from supervisor.policy.draft import Draft, State
-from supervisor.policy.ending import lost, refuse
+from supervisor.errors import LocalError
+from supervisor.policy import node
+from supervisor.policy.actions import Action, AskStop, Finished, Forget, Kill, Report, Spawn
 from supervisor.policy.events import (
+    Abort,
     AddChild,
-    ChildEvent,
     Event,
     ExitKind,
     ExitReason,
     Gone,
-    Refused,
-    RemoveChild,
-    RestartChild,
-    SpawnFailed,
+    Hello,
+    Ready,
+    Reload,
     Start,
-    StartChild,
     Stop,
-    StopChild,
     Tick,
-    WorkerEvent,
 )
-from supervisor.policy.falling import ask_stop, kill, shut_down
-from supervisor.policy.rising import (
-    FORK_PATIENCE_NS,
-    build,
-    come,
-    expect_hello,
-    fail,
-    is_passing,
-    no_longer_awaited,
-    serve,
+from supervisor.policy.records import (
+    DeviceRemoved,
+    Impossible,
+    Outcome,
+    OutcomeKind,
+    Record,
+    SupervisorReady,
+    SupervisorStopped,
+    of_group,
 )
-from supervisor.policy.spec import SupervisorSpec
-from supervisor.policy.states import ChildState, Phase
-from supervisor.policy.strategy import make_plan
-from supervisor.policy.table import TABLE, After, Child, Do
-from supervisor.policy.views import why_not_add
+from supervisor.policy.spec import ChildSpec, SupervisorSpec
+from supervisor.policy.states import Phase
+from supervisor.policy.survey import ROOT, SERVING, Tree, groups_in, phase, why_not_add, why_not_reload
 
-__all__ = [
-    "EVENTS",
-    "PHASES",
-    "PhaseDo",
-    "initial",
-    "step",
-]
+__all__ = ["initial", "step"]
 
 
-class PhaseDo(Enum):
-    """What an event means to the whole supervisor. The value is what the documentation prints."""
-
-    IGNORE = "–"
-    IMPOSSIBLE = "impossible: recorded, nothing changes"
-    BEGIN = "everything is wanted"
-    SHUT_DOWN = "everything goes down, in order"
-    DEADLINES = "the children whose deadline has passed"
-    ADD = "a new child is wanted, the last in start order"
-    CHILD = "the child's own table"
-
-
-_OPERATOR = (StartChild, StopChild, RestartChild, RemoveChild)
-_WORKER: tuple[type, ...] = get_args(WorkerEvent)
-EVENTS: tuple[type, ...] = (Start, Stop, Tick, AddChild, *_OPERATOR, *_WORKER)
+def initial(spec: SupervisorSpec) -> Tree:
+    """The tree before Start. Raises ``LocalError`` where a name is there twice."""
+    nodes = {ROOT: node.initial(spec)}
+    nodes |= {name: node.initial(inner) for name, inner in groups_in(spec)}
+    group_of: dict[str, str] = {}
+    for group, state in nodes.items():
+        for name in state.plan.order:
+            if name in group_of or name == ROOT:
+                raise LocalError(f"the name {name!r} is there twice, in different groups")
+            group_of[name] = group
+    return Tree(nodes, group_of)
 
 
-def _phase_row(
-    start: PhaseDo, stop: PhaseDo, tick: PhaseDo, add: PhaseDo, asked: PhaseDo, told: PhaseDo
-) -> dict[type, PhaseDo]:
-    return {
-        Start: start,
-        Stop: stop,
-        Tick: tick,
-        AddChild: add,
-        **dict.fromkeys(_OPERATOR, asked),
-        **dict.fromkeys(_WORKER, told),
-    }
-
-
-_SETTLED = frozenset({ChildState.DOWN, ChildState.FAILED, ChildState.FINISHED})
-"""Without a process, and none is to come by itself."""
-
-_P = PhaseDo
-PHASES: dict[Phase, dict[type, PhaseDo]] = {
-    Phase.IDLE: _phase_row(_P.BEGIN, _P.SHUT_DOWN, _P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IMPOSSIBLE),
-    Phase.STARTING: _phase_row(_P.IGNORE, _P.SHUT_DOWN, _P.DEADLINES, _P.ADD, _P.CHILD, _P.CHILD),
-    Phase.RUNNING: _phase_row(_P.IGNORE, _P.SHUT_DOWN, _P.DEADLINES, _P.ADD, _P.CHILD, _P.CHILD),
-    # Going down cannot be taken back, child by child or altogether.
-    Phase.STOPPING: _phase_row(_P.IGNORE, _P.IGNORE, _P.DEADLINES, _P.IGNORE, _P.IGNORE, _P.CHILD),
-    Phase.ENDED: _phase_row(_P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IGNORE, _P.IGNORE),
-}
-
-
-def initial(spec: SupervisorSpec) -> State:
-    """The state before Start: every child DOWN, generation 0."""
-    plan = make_plan(spec)
-    children = {name: Child() for name in plan.order}
-    return State(plan=plan, phase=Phase.IDLE, children=children, awaited=len(children))
-
-
-def step(state: State, event: Event, now_ns: int, chance: float) -> tuple[State, tuple[Action, ...]]:
+def step(tree: Tree, event: Event, now_ns: int, chance: float) -> tuple[Tree, tuple[Action, ...]]:
     """One event at ``now_ns`` (monotonic), with a number ``chance`` in [0, 1) for whatever needs luck."""
-    draft = Draft(state, now_ns, chance)
-    match PHASES[state.phase][type(event)]:
-        case PhaseDo.IGNORE:
-            return state, ()
-        case PhaseDo.IMPOSSIBLE:
-            draft.report(Impossible(event, state.phase, at_ns=now_ns))
-        case PhaseDo.BEGIN:
-            _begin(draft)
-        case PhaseDo.SHUT_DOWN:
-            shut_down(draft, Outcome(OutcomeKind.STOPPED))
-        case PhaseDo.DEADLINES:
-            for name in draft.due():
-                deadline_ns = draft.child(name).deadline_ns
-                # The one before may have changed what this one was waiting for.
-                if deadline_ns is not None and deadline_ns <= now_ns:
-                    _child_step(draft, name, Tick())
-        case PhaseDo.ADD:
-            _add(draft, cast("AddChild", event))
-        case PhaseDo.CHILD:
-            _child_event(draft, cast("ChildEvent", event))
-    _forget_ended(draft)
-    return draft.freeze()
+    if phase(tree) is Phase.ENDED:
+        return tree, ()  # not even a group that never was started has anything to say any more
+    growth = _Growth(tree, now_ns, chance)
+    match event:
+        case Start() | Stop() | Abort():
+            growth.tell(ROOT, event)
+        case Tick():
+            for group, state in tree.nodes.items():
+                if state.deadlines and state.deadlines[0][0] <= now_ns:
+                    growth.tell(group, event)
+        case Reload(spec) if not why_not_reload(tree, spec):
+            growth.reload(ROOT, spec)
+        case AddChild(spec, group) if not why_not_add(tree, spec, group):
+            growth.add(group, event)
+        case Reload() | AddChild():
+            growth.refuse(event)
+        case _:
+            growth.tell(tree.group_of.get(event.name, ROOT), event)
+    growth.work_off()
+    return growth.freeze()
 
 
-def _begin(draft: Draft) -> None:
-    draft.phase = Phase.STARTING
-    # Everybody is wanted before anybody comes: who comes first must find those who wait for it WAITING.
-    for name in draft.plan.order:
-        draft.change(name, state=ChildState.WAITING)
-    for name in draft.plan.order:
-        come(draft, name)
-    if not draft.plan.order:
-        draft.phase = Phase.RUNNING
-        draft.report(SupervisorReady(at_ns=draft.now_ns))
+class _Growth:
+    """A Tree being written: what one supervisor says is heard by the next, until all is said."""
 
+    def __init__(self, tree: Tree, now_ns: int, chance: float) -> None:
+        self._nodes = dict(tree.nodes)
+        self._group_of = tree.group_of
+        self._moved: dict[str, str] | None = None  # ``group_of`` once this step has written on it
+        self._now_ns = now_ns
+        self._chance = chance
+        self._pending: deque[tuple[str, Event]] = deque()
+        self._actions: list[Action] = []
 
-def _add(draft: Draft, event: AddChild) -> None:
-    if why_not_add(draft.base, event.spec):
-        known = draft.base.children.get(event.name)
-        state = None if known is None else known.state
-        draft.report(Impossible(event, state, at_ns=draft.now_ns))
-        return
-    draft.add(event.spec)
-    come(draft, event.name)
+    def freeze(self) -> tuple[Tree, tuple[Action, ...]]:
+        return Tree(self._nodes, self._group_of), tuple(self._actions)
 
+    def refuse(self, event: AddChild | Reload) -> None:
+        outermost = self._nodes[ROOT].phase
+        if outermost in SERVING:  # otherwise it does not matter any more, or not yet
+            self._actions.append(Report(Impossible(event, outermost, at_ns=self._now_ns)))
 
-def _forget_ended(draft: Draft) -> None:
-    """Added children that came to an end in this step are forgotten, the dependents before what they need."""
-    if draft.phase in (Phase.STOPPING, Phase.ENDED):
-        return  # everything ends, and Finished has the last word
-    for name in reversed(draft.ended):
-        settled = draft.knows(name) and draft.child(name).state in _SETTLED
-        if settled and not draft.plan.dependents[name]:
-            _forget(draft, name)
+    def tell(self, group: str, event: Event) -> None:
+        self._pending.append((group, event))
 
+    def work_off(self) -> None:
+        while self._pending:
+            group, event = self._pending.popleft()
+            state = self._nodes.get(group)
+            if state is None:  # removed by what was said before
+                continue
+            self._nodes[group], actions = node.step(state, event, self._now_ns, self._chance)
+            for action in actions:
+                self._carry_on(group, action)
 
-def _forget(draft: Draft, name: str) -> None:
-    draft.do(Forget(name, draft.child(name).restarts))
-    draft.report(DeviceRemoved(name, at_ns=draft.now_ns))
-    draft.remove(name)
+    def _carry_on(self, group: str, action: Action) -> None:
+        """Passes an order on to where it belongs: to another supervisor, or to the world."""
+        match action:
+            case Spawn(name, generation) if name in self._nodes:
+                self._spawn(group, name, generation)
+            case AskStop(name) if name in self._nodes:
+                self.tell(name, Stop())
+            case Kill(name, _, why) if name in self._nodes:
+                self.tell(name, Abort(why))
+            case Forget(name):
+                self._forget(action)
+            case Report(record):
+                self._publish(group, record)
+            case Finished(outcome) if group != ROOT:
+                parent = self._group_of[group]
+                generation = self._nodes[parent].children[group].generation
+                self.tell(parent, Gone(group, generation, _exit_of(outcome)))
+            case _:
+                self._actions.append(action)
 
-
-def _child_event(draft: Draft, event: ChildEvent) -> None:
-    name = event.name
-    if name not in draft.plan.specs:
-        draft.report(Impossible(event, None, at_ns=draft.now_ns))
-        return
-    if isinstance(event, WorkerEvent):
-        known = draft.child(name)
-        if event.generation < known.generation:
+    def _publish(self, group: str, record: Record) -> None:
+        if group != ROOT and isinstance(record, SupervisorReady | SupervisorStopped):
+            if isinstance(record, SupervisorReady):
+                parent = self._group_of[group]
+                self.tell(parent, Ready(group, self._nodes[parent].children[group].generation))
             return
-        if event.generation > known.generation:
-            draft.report(Impossible(event, known.state, at_ns=draft.now_ns))
-            return
-    _child_step(draft, name, event)
+        if getattr(record, "name", None) in self._nodes:
+            record = of_group(record)
+        self._actions.append(Report(record))
+
+    # -- groups that come and go -------------------------------------------------------------------
+
+    def _spawn(self, parent: str, name: str, generation: int) -> None:
+        child = self._nodes[parent].children[name]
+        spec = self._nodes[parent].plan.specs[name].supervisor
+        if spec is not None:
+            self._renew(name, spec, missed=child.down_since_ns is not None)
+        self.tell(parent, Hello(name, generation))
+        self.tell(name, Start())
+
+    def _renew(self, name: str, spec: SupervisorSpec, *, missed: bool) -> None:
+        """A supervisor from its specification; what was added to the last one is forgotten."""
+        before = self._nodes[name]
+        fresh = node.initial(spec, before, missed=missed)
+        for gone in [one for one in reversed(before.plan.order) if one not in fresh.children]:
+            self._forget(Forget(gone, before.children[gone].restarts))
+            self._publish(name, DeviceRemoved(gone, at_ns=self._now_ns))
+        self._nodes[name] = fresh
+        for one in spec.children:
+            self._adopt(name, one)
+
+    def _adopt(self, group: str, spec: ChildSpec) -> None:
+        """A child of ``group``, and if it is a group itself, everything in it."""
+        self._own_groups()[spec.name] = group
+        if spec.supervisor is not None and spec.name not in self._nodes:
+            self._nodes[spec.name] = node.initial(spec.supervisor)
+            for inner in spec.supervisor.children:
+                self._adopt(spec.name, inner)
+
+    def _forget(self, action: Forget) -> None:
+        """A child, and if it is a group everything in it: the innermost first."""
+        inside = self._nodes.get(action.name)
+        if inside is None:
+            self._actions.append(action)
+        else:
+            for name in reversed(inside.plan.order):
+                self._forget(Forget(name, inside.children[name].restarts))
+            del self._nodes[action.name]
+        del self._own_groups()[action.name]
+
+    def _own_groups(self) -> dict[str, str]:
+        if self._moved is None:
+            self._group_of = self._moved = dict(self._group_of)
+        return self._moved
+
+    def add(self, group: str, event: AddChild) -> None:
+        """A child more. That its group takes it has been asked before."""
+        self._adopt(group, event.spec)
+        self.tell(group, event)
+
+    def reload(self, group: str, spec: SupervisorSpec) -> None:
+        """Other rules for a supervisor and for all below it."""
+        if self._nodes[group].phase in SERVING:
+            self.tell(group, Reload(spec))
+        else:
+            self._renew(group, spec, missed=False)  # it is down: the next start finds it
+        for child in spec.children:
+            self._adopt(group, child)
+            if child.supervisor is not None:
+                self.reload(child.name, child.supervisor)
 
 
-def _child_step(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    state = draft.child(name).state
-    _DO[TABLE[state][type(event)].do](draft, name, event)
-
-
-def _ignore(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    pass
-
-
-def _impossible(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    draft.report(Impossible(event, draft.child(name).state, at_ns=draft.now_ns))
-
-
-def _come(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    if not isinstance(event, Tick):  # by the operator: at once
-        draft.change(name, not_before_ns=0)
-        if draft.child(name).state is not ChildState.WAITING:  # back into service: with a clean slate
-            draft.change(name, attempts=0, window=())
-    come(draft, name)
-
-
-def _rest(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    generation = draft.child(name).generation
-    draft.change(
-        name, state=ChildState.DOWN, deadline_ns=None, not_before_ns=0, down_since_ns=None, new=False
-    )
-    if generation:  # otherwise it never was anything that could be news
-        draft.report(DeviceStopped(name, generation, at_ns=draft.now_ns))
-    if is_passing(draft, name):
-        draft.ended.append(name)
-    no_longer_awaited(draft, name)
-
-
-def _remove(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    if draft.plan.dependents[name]:
-        draft.report(Impossible(cast("RemoveChild", event), draft.child(name).state, at_ns=draft.now_ns))
-    else:
-        _forget(draft, name)
-
-
-def _expect(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    expect_hello(draft, name)
-
-
-def _build(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    build(draft, name)
-
-
-def _serve(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    serve(draft, name)
-
-
-def _leave(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    draft.change(name, after=After.DOWN)
-    ask_stop(draft, name)
-
-
-def _renew(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    if draft.child(name).after is None:  # otherwise it is on its way down with its siblings already
-        draft.change(name, after=After.RESPAWN)
-        ask_stop(draft, name)
-
-
-def _refuse(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    refuse(draft, name, cast("Refused", event).why)
-
-
-def _refuse_dying(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    if draft.child(name).after is None:
-        refuse(draft, name, cast("Refused", event).why)
-
-
-def _refuse_late(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    fail(draft, name, cast("Refused", event).why)
-
-
-_OVERDUE = {
-    ChildState.SPAWNING: "no Hello within hello_timeout",
-    ChildState.BUILDING: "no Ready within start_timeout",
-    ChildState.STOPPING: "not gone within stop_timeout",
-}
-
-
-def _kill(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    child = draft.child(name)
-    if not isinstance(event, Tick):
-        why = "alive but silent"
-    elif child.state is ChildState.SPAWNING and not child.forked:
-        why = f"no process within {FORK_PATIENCE_NS / 1e9:g} s"
-    else:
-        why = _OVERDUE[child.state]
-    kill(draft, name, why)
-
-
-def _stay_down(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    if draft.child(name).after is not After.FAILED:
-        draft.change(name, after=After.DOWN)
-
-
-def _return(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    # With no decision yet its end is a crash, which no operator's wish may keep from being charged.
-    if draft.child(name).after in (After.DOWN, After.FINISHED):
-        draft.change(name, after=After.RESPAWN, not_before_ns=0)
-
-
-def _lost(draft: Draft, name: str, event: ChildEvent | Tick) -> None:
-    if isinstance(event, Gone):
-        lost(draft, name, event.exit, charged=event.charged)
-    else:
-        why = cast("SpawnFailed", event).why
-        lost(draft, name, ExitReason(ExitKind.UNKNOWN, detail=why), charged=True)
-
-
-_DO: dict[Do, Callable[[Draft, str, ChildEvent | Tick], None]] = {
-    Do.IGNORE: _ignore,
-    Do.IMPOSSIBLE: _impossible,
-    Do.COME: _come,
-    Do.REMOVE: _remove,
-    Do.REST: _rest,
-    Do.EXPECT: _expect,
-    Do.BUILD: _build,
-    Do.SERVE: _serve,
-    Do.LEAVE: _leave,
-    Do.RENEW: _renew,
-    Do.REFUSE: _refuse,
-    Do.REFUSE_DYING: _refuse_dying,
-    Do.REFUSE_LATE: _refuse_late,
-    Do.KILL: _kill,
-    Do.STAY_DOWN: _stay_down,
-    Do.RETURN: _return,
-    Do.LOST: _lost,
-}
+def _exit_of(outcome: Outcome) -> ExitReason:
+    """How a supervisor's end looks from above. As in OTP, one that gave up has shut down: no crash."""
+    failed = outcome.kind is OutcomeKind.START_FAILED
+    kind = ExitKind.NOT_STARTED if failed else ExitKind.SHUTDOWN
+    return ExitReason(kind, detail=outcome.why)

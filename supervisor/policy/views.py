@@ -1,77 +1,15 @@
-"""What outsiders may ask of a state, and what the door asks before it adds or removes a child."""
+"""What the door asks before it adds or removes a child, or exchanges the rules, of one supervisor."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from supervisor.policy.draft import State
-from supervisor.policy.spec import AutoShutdown, ChildSpec
+from supervisor.policy.spec import AutoShutdown, ChildSpec, Strategy, SupervisorSpec
 from supervisor.policy.states import ALIVE, ChildState, Phase
 
-__all__ = [
-    "ChildView",
-    "Counts",
-    "child",
-    "children",
-    "count",
-    "next_deadline_ns",
-    "phase",
-    "why_not_add",
-    "why_not_remove",
-]
+__all__ = ["SERVING", "why_not_add", "why_not_reload", "why_not_remove"]
 
-
-@dataclass(frozen=True, slots=True)
-class ChildView:
-    """What outsiders may know of one child. ``why`` is set while it is FAILED."""
-
-    name: str
-    state: ChildState
-    generation: int
-    restarts: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """As OTP counts: ``specs`` are all children, ``active`` those that have a process.
-
-    ``workers`` counts like ``specs``, whether they have a process or not; there are no ``supervisors`` yet.
-    """
-
-    specs: int
-    active: int
-    supervisors: int
-    workers: int
-
-
-def next_deadline_ns(state: State) -> int | None:
-    """When a Tick is due (on the clock of ``now_ns``), or None if nothing waits for time. Costs a look-up."""
-    return state.deadlines[0][0] if state.deadlines else None
-
-
-def phase(state: State) -> Phase:
-    """Where the whole supervisor is in its life."""
-    return state.phase
-
-
-def child(state: State, name: str) -> ChildView:
-    """A view of one child; KeyError if there is none of that name."""
-    known = state.children[name]
-    why = known.why if known.state is ChildState.FAILED else ""
-    return ChildView(name, known.state, known.generation, known.restarts, why)
-
-
-def children(state: State) -> tuple[ChildView, ...]:
-    """All children, the newest first, as OTP's ``which_children`` has them."""
-    return tuple(child(state, name) for name in reversed(state.plan.order))
-
-
-def count(state: State) -> Counts:
-    """How many there are, as OTP's ``count_children`` has it."""
-    specs = len(state.children)
-    active = sum(known.state in ALIVE for known in state.children.values())
-    return Counts(specs=specs, active=active, supervisors=0, workers=specs)
+SERVING = frozenset({Phase.STARTING, Phase.RUNNING})
+"""The phases in which children come and go."""
 
 
 def why_not_add(state: State, spec: ChildSpec) -> str:
@@ -105,4 +43,20 @@ def why_not_remove(state: State, name: str) -> str:
     dependents = state.plan.dependents[name]
     if dependents:
         return f"{dependents[0]!r} depends on {name!r}"
+    return ""
+
+
+def why_not_reload(state: State, spec: SupervisorSpec) -> str:
+    """Why this supervisor cannot go on by ``spec``; empty if it can."""
+    old = state.plan.spec
+    dynamic = Strategy.SIMPLE_ONE_FOR_ONE
+    if spec.strategy is not old.strategy and dynamic in (spec.strategy, old.strategy):
+        return f"the strategy cannot become {spec.strategy.value} while it is {old.strategy.value}"
+    named = {child.name: child for child in spec.children}
+    for name, known in state.plan.specs.items():
+        if name not in named:
+            if known.significant and spec.auto_shutdown is AutoShutdown.NEVER:
+                return f"{name!r} is significant and stays until it is removed, but auto_shutdown is never"
+        elif (known.supervisor is None) is not (named[name].supervisor is None):
+            return f"{name!r} cannot turn from a device into a group, or back, under the same name"
     return ""

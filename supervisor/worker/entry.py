@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from supervisor.device import Device
+from supervisor.device import Device, Ignore
 from supervisor.errors import LocalError, TubevisorError
 from supervisor.messages_pb2 import Assign, Failed, Ready, SupervisorMessage, WorkerMessage
 from supervisor.tube import Disconnected, FlushOnDropTube, ProtoTube, TubeError, TubeTimeout
@@ -135,6 +135,11 @@ def _live(tube: _Tube, ticket: int) -> int:
     except DeviceCrashed as crash:
         _say_last_words(tube, message.generation, crash)
         return EXIT_CRASHED
+    except Ignore as nothing_to_do:
+        ignored = WorkerMessage(generation=message.generation)
+        ignored.ignored.why = str(nothing_to_do)
+        tube.tell(ignored)
+        return 0
     stopped = WorkerMessage(generation=message.generation)
     stopped.stopped.SetInParent()
     tube.tell(stopped)
@@ -271,7 +276,7 @@ class _PriorityFormatter(logging.Formatter):
 def _phase(phase: Failed.Phase.ValueType) -> Any:
     try:
         yield
-    except (Disconnected, DeviceCrashed):
+    except (Disconnected, DeviceCrashed, Ignore):
         raise
     except (Exception, TubevisorError) as error:
         raise DeviceCrashed(phase) from error

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from supervisor.device import Ignore
 from supervisor.errors import LocalError
 from supervisor.memory.fence import FENCE
 from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
@@ -91,7 +92,8 @@ class Runtime:
     def adopt(self, session: Session, *, now_ns: int, fresh: bool) -> None:
         """Starts the device at guest time ``now_ns``, puts the committed state back, commits the result.
 
-        ``fresh`` leaves the committed state unused. Raises :class:`DeviceCrashed` with the phase that failed.
+        ``fresh`` leaves the committed state unused. Raises :class:`DeviceCrashed` with the phase that failed,
+        and :class:`~supervisor.device.Ignore` where the device does.
         """
         self._session = session
         committer = self._committer
@@ -100,6 +102,8 @@ class Runtime:
         commit = committer.journal.read_commit()
         try:
             session.start(now_ns)
+        except Ignore:
+            raise
         except Exception as error:
             raise DeviceCrashed(Failed.PHASE_START) from error
         if commit is not None:

@@ -114,7 +114,7 @@ def test_given_schema_it_is_valid_json_that_knows_every_key(board: Board) -> Non
     assert (ended.code, ended.stderr) == (0, "")
     schema = json.loads(ended.stdout)
     assert schema["$schema"].startswith("https://json-schema.org/")
-    assert set(schema["properties"]) == {"name", "supervisor", "devices", "machine"}
+    assert set(schema["properties"]) == {"name", "supervisor", "devices", "groups", "machine"}
     device = schema["$defs"]["DeviceSection"]
     assert {"name", "device", "options", "mmio", "restart", "depends_on", "backoff"} <= set(
         device["properties"]

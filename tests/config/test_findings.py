@@ -33,7 +33,7 @@ ONE_LINE = [
     ("supervisr: {}", "1:1: supervisr: unknown key; did you mean 'supervisor'?"),
     (
         "name: x\nqqq: 1",
-        "2:1: qqq: unknown key; there are name, supervisor, devices, machine",
+        "2:1: qqq: unknown key; there are name, supervisor, devices, groups, machine",
     ),
     (
         "supervisor: {spares: 1, intensty: 3}",

@@ -9,28 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from supervisor.policy import (
+    ROOT,
     ChildSpec,
     ChildState,
     Phase,
     Restart,
-    State,
+    Strategy,
     SupervisorSpec,
+    Tree,
     child,
+    devices_in,
     initial,
+    next_deadline_ns,
     step,
 )
-from supervisor.policy.actions import (
-    Action,
-    AskStop,
-    Finished,
-    Forget,
-    Impossible,
-    Kill,
-    Outcome,
-    Record,
-    Report,
-    Spawn,
-)
+from supervisor.policy.actions import Action, AskStop, Finished, Forget, Kill, Report, Spawn
+from supervisor.policy.draft import State
 from supervisor.policy.events import (
     Event,
     ExitKind,
@@ -46,9 +40,9 @@ from supervisor.policy.events import (
     Stop,
     Tick,
 )
+from supervisor.policy.records import Impossible, Outcome, Record
 from supervisor.policy.states import ALIVE
 from supervisor.policy.table import TABLE
-from supervisor.policy.views import next_deadline_ns
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -62,24 +56,29 @@ class Rig:
 
     def __init__(self, spec: SupervisorSpec, *, chance: Callable[[], float] = lambda: 0.0) -> None:
         self.spec = spec
-        self.state: State = initial(spec)
+        self.tree: Tree = initial(spec)
         self.now_ns = 0
         self.chance = chance
         self.processes: dict[str, int] = {}
         """Generation of each process that is not gone."""
-        self.spawned: dict[str, int] = dict.fromkeys((one.name for one in spec.children), 0)
+        self.spawned: dict[str, int] = dict.fromkeys(devices_in(self.tree), 0)
         self.actions: list[Action] = []
         """What the last step ordered."""
         self.history: list[Action] = []
         self.inputs: list[tuple[Event, int, float]] = []
         self.outcome: Outcome | None = None
 
+    @property
+    def state(self) -> State:
+        """The outermost supervisor."""
+        return self.tree.nodes[ROOT]
+
     def send(self, event: Event) -> list[Action]:
         """One step; returns its actions after having carried them out."""
         chance = self.chance()
         self.inputs.append((event, self.now_ns, chance))
-        before = self.state
-        self.state, actions = step(before, event, self.now_ns, chance)
+        before = self.tree
+        self.tree, actions = step(self.tree, event, self.now_ns, chance)
         assert self.outcome is None or not actions, f"{actions} after Finished"
         self._is_in_table(before, event)
         if isinstance(event, Gone | SpawnFailed) and self.processes.get(event.name) == event.generation:
@@ -109,22 +108,28 @@ class Rig:
             case Report():
                 pass
 
-    def _is_in_table(self, before: State, event: Event) -> None:
-        name = getattr(event, "name", None)
-        if not isinstance(name, str) or name not in before.children:
-            return
-        old = child(before, name)
+    def _is_in_table(self, tree_before: Tree, event: Event) -> None:
+        name = getattr(event, "name", "")
+        group = tree_before.group_of.get(name, ROOT)
+        if group not in self.tree.nodes or name in tree_before.nodes:
+            return  # a group may take several steps at once: an empty one is down as soon as it is asked
+        if group != ROOT and child(tree_before, group).generation != child(self.tree, group).generation:
+            return  # and one that was down may be back
+        before, after = tree_before.nodes[group], self.tree.nodes[group]
+        if name not in before.children or after.phase not in (before.phase, Phase.RUNNING):
+            return  # the end of the supervisor may ask it to go in the same step, and bring it back
+        old = before.children[name]
         cell = TABLE[old.state].get(type(event))
-        if name not in self.state.children:
+        if name not in after.children:
             known = before.children[name]
-            passing = known.added and (known.new or before.plan.specs[name].restart is Restart.TEMPORARY)
+            of_template = before.plan.spec.strategy is Strategy.SIMPLE_ONE_FOR_ONE
+            temporary = before.plan.specs[name].restart is Restart.TEMPORARY
+            passing = known.added and (known.new or of_template or temporary)
             assert passing or (cell is not None and not cell.to), f"{event}: {name} was forgotten"
             return
-        new = child(self.state, name)
+        new = child(self.tree, name)
         if old.state is new.state and old.generation == new.generation:
             return
-        if before.phase is not Phase.STOPPING and self.state.phase is Phase.STOPPING:
-            return  # the end of the supervisor may ask it to go in the same step
         assert cell is not None
         assert new.state in cell.to, f"{event} led from {old.state} to {new.state}, not in {cell}"
 
@@ -141,7 +146,7 @@ class Rig:
         while moved:
             moved = False
             for name in list(self.processes):
-                if child(self.state, name).state is ChildState.SPAWNING:
+                if child(self.tree, name).state is ChildState.SPAWNING:
                     self.forked(name)
                     self.hello(name)
                     self.ready(name)
@@ -149,7 +154,7 @@ class Rig:
 
     def settle_only(self, name: str) -> None:
         """Lets this one become ready if it is starting."""
-        if child(self.state, name).state is ChildState.SPAWNING:
+        if child(self.tree, name).state is ChildState.SPAWNING:
             self.hello(name)
             self.ready(name)
 
@@ -182,7 +187,7 @@ class Rig:
         while leaving := [
             name
             for name in self.processes
-            if child(self.state, name).state in (ChildState.STOPPING, ChildState.KILLING)
+            if child(self.tree, name).state in (ChildState.STOPPING, ChildState.KILLING)
         ]:
             self.gone(leaving[0], CLEAN)
 
@@ -193,7 +198,7 @@ class Rig:
 
     def until_deadline(self) -> list[Action]:
         """Lets time pass until the next deadline, exactly."""
-        deadline_ns = next_deadline_ns(self.state)
+        deadline_ns = next_deadline_ns(self.tree)
         assert deadline_ns is not None, "there is no deadline"
         self.now_ns = max(self.now_ns, deadline_ns)
         return self.send(Tick())
@@ -201,19 +206,20 @@ class Rig:
     # What a test sees.
 
     def generation(self, name: str) -> int:
-        return child(self.state, name).generation
+        return child(self.tree, name).generation
 
     def state_of(self, name: str) -> ChildState:
-        return child(self.state, name).state
+        return child(self.tree, name).state
 
     def states(self) -> dict[str, str]:
-        return {name: child(self.state, name).state.value for name in self.state.plan.order}
+        return {name: child(self.tree, name).state.value for name in self.state.plan.order}
 
     def generations(self) -> dict[str, int]:
-        return {name: child(self.state, name).generation for name in self.state.plan.order}
+        return {name: child(self.tree, name).generation for name in self.state.plan.order}
 
     def alive(self) -> set[str]:
-        return {name for name in self.state.plan.order if child(self.state, name).state in ALIVE}
+        """Devices and groups of all levels that are not down."""
+        return {name for name in self.tree.group_of if child(self.tree, name).state in ALIVE}
 
     def impossible(self) -> list[Impossible]:
         return [record for record in records(self.history) if isinstance(record, Impossible)]

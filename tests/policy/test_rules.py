@@ -20,8 +20,12 @@ from supervisor.policy import (
     child,
     next_deadline_ns,
 )
-from supervisor.policy.actions import (
-    AskStop,
+from supervisor.policy.actions import AskStop, Finished, Kill, Report, Spawn
+from supervisor.policy.backoff import delay_ns
+from supervisor.policy.events import RestartChild, Start, StartChild, StopChild
+from supervisor.policy.intensity import Window, charge
+from supervisor.policy.order import find_circle, levels, start_order
+from supervisor.policy.records import (
     DeviceDied,
     DeviceFailed,
     DeviceKilled,
@@ -29,16 +33,8 @@ from supervisor.policy.actions import (
     DeviceRestarted,
     DeviceRestarting,
     DeviceStarting,
-    Finished,
-    Kill,
     OutcomeKind,
-    Report,
-    Spawn,
 )
-from supervisor.policy.backoff import delay_ns
-from supervisor.policy.events import RestartChild, Start, StartChild, StopChild
-from supervisor.policy.intensity import Window, charge
-from supervisor.policy.order import find_circle, levels, start_order
 from supervisor.policy.rising import FORK_PATIENCE_NS
 from supervisor.policy.strategy import make_plan, stop_levels
 from tests.policy.fake import CLEAN, CRASH, KILLED, MS, Rig, S, asked, kills, records, spawns, spec_of
@@ -186,10 +182,10 @@ def test_failed_attempts_wait_as_deaths_do() -> None:
     rig.start()
     rig.gone("a")
     rig.spawn_failed("a")
-    assert next_deadline_ns(rig.state) == 10 * MS
+    assert next_deadline_ns(rig.tree) == 10 * MS
     rig.until_deadline()
     rig.spawn_failed("a")
-    assert next_deadline_ns(rig.state) == 30 * MS
+    assert next_deadline_ns(rig.tree) == 30 * MS
 
 
 def test_the_whole_group_waits_for_the_culprits_delay() -> None:
@@ -211,7 +207,7 @@ def test_sibling_with_a_longer_delay_keeps_it_in_somebody_elses_group_restart() 
     rig.start()
     rig.gone("b")
     assert spawns(rig.gone("a")) == ["a"]
-    assert next_deadline_ns(rig.state) == S
+    assert next_deadline_ns(rig.tree) == S
     assert spawns(rig.wait(S)) == ["b"]
 
 
@@ -250,7 +246,7 @@ def test_no_hello_in_time_kills_and_fails_the_first_start() -> None:
         Kill("a", 1, "no Hello within hello_timeout"),
         Report(DeviceKilled("a", 1, "no Hello within hello_timeout", at_ns=8 * S)),
     ]
-    assert next_deadline_ns(rig.state) is None
+    assert next_deadline_ns(rig.tree) is None
     assert isinstance(rig.gone("a", KILLED)[-1], Finished)
 
 
@@ -269,7 +265,7 @@ def test_forked_twice_the_first_deadline_stands() -> None:
     rig.forked("a")
     rig.now_ns = S // 2
     rig.forked("a")
-    assert next_deadline_ns(rig.state) == S
+    assert next_deadline_ns(rig.tree) == S
 
 
 def test_forked_told_after_hello_changes_nothing() -> None:
@@ -279,7 +275,7 @@ def test_forked_told_after_hello_changes_nothing() -> None:
     rig.hello("a")
     rig.now_ns = S
     assert rig.forked("a") == []
-    assert next_deadline_ns(rig.state) == 2 * S
+    assert next_deadline_ns(rig.tree) == 2 * S
 
 
 def test_forked_is_known_anew_in_each_generation() -> None:
@@ -288,10 +284,10 @@ def test_forked_is_known_anew_in_each_generation() -> None:
     rig.start()
     rig.now_ns = S
     rig.gone("a")
-    assert next_deadline_ns(rig.state) == S + FORK_PATIENCE_NS
+    assert next_deadline_ns(rig.tree) == S + FORK_PATIENCE_NS
     rig.now_ns = 3 * S
     rig.forked("a")
-    assert next_deadline_ns(rig.state) == 4 * S
+    assert next_deadline_ns(rig.tree) == 4 * S
 
 
 def test_hello_in_time_starts_the_clock_of_ready() -> None:
@@ -300,7 +296,7 @@ def test_hello_in_time_starts_the_clock_of_ready() -> None:
     rig.send(Start())
     rig.now_ns = S - 1
     rig.hello("a")
-    assert next_deadline_ns(rig.state) == 3 * S - 1
+    assert next_deadline_ns(rig.tree) == 3 * S - 1
     assert kills(rig.until_deadline()) == ["a"]
 
 
@@ -369,7 +365,7 @@ def test_dependency_failed_fails_those_who_wait_for_it() -> None:
     assert rig.states() == {"a": "failed", "b": "ready", "c": "ready"}
     rig.gone("b", charged=False)
     assert rig.states() == {"a": "failed", "b": "failed", "c": "ready"}
-    assert child(rig.state, "b").why == "depends on 'a', which has failed"
+    assert child(rig.tree, "b").why == "depends on 'a', which has failed"
 
 
 def test_dependency_finished_counts_as_there() -> None:
@@ -435,7 +431,7 @@ def test_refused_read_after_the_end_stops_the_restart() -> None:
     rig.gone("a")
     rig.gone("a")
     assert rig.refused("a")[0] == Report(DeviceFailed("a", "unknown option 'x'", at_ns=0))
-    assert next_deadline_ns(rig.state) is None
+    assert next_deadline_ns(rig.tree) is None
 
 
 # the operator

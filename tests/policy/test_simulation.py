@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
 from supervisor.policy import (
+    ROOT,
     AutoShutdown,
     BackoffSpec,
     ChildSpec,
@@ -28,7 +29,8 @@ from supervisor.policy import (
     next_deadline_ns,
     step,
 )
-from supervisor.policy.actions import Action, AskStop, DeviceDied, DeviceStopped, Finished, Kill, Report
+from supervisor.policy.actions import Action, AskStop, Finished, Kill, Report
+from supervisor.policy.draft import State
 from supervisor.policy.events import (
     AddChild,
     Event,
@@ -37,8 +39,10 @@ from supervisor.policy.events import (
     Forked,
     Gone,
     Hello,
+    Ignored,
     Ready,
     Refused,
+    Reload,
     RemoveChild,
     RestartChild,
     Silent,
@@ -49,21 +53,32 @@ from supervisor.policy.events import (
     StopChild,
     Tick,
 )
+from supervisor.policy.records import DeviceDied, DeviceStopped, GroupEnded
 from supervisor.policy.states import ALIVE
 from tests.policy.fake import CLEAN, MS, Rig, S
 
+STATIC = [one for one in Strategy if one is not Strategy.SIMPLE_ONE_FOR_ONE]
 SLOWLY = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
+LEVELS = 3
+
+
 @st.composite
-def specs(draw: st.DrawFn) -> SupervisorSpec:
-    """Up to six children with random dependencies (any order of listing) and random rules."""
-    names = draw(st.permutations("abcdef"))[: draw(st.integers(1, 6))]
+def specs(draw: st.DrawFn, letters: str = "abcdef", level: int = 0) -> SupervisorSpec:
+    """Up to six children with random rules, some of them groups with children of their own."""
+    names = [f"{letter}{level or ''}" for letter in draw(st.permutations(letters))]
+    names = names[: draw(st.integers(1, 6 - 2 * level))]
+    if level and draw(st.integers(0, 4)) == 0:
+        return SupervisorSpec(strategy=Strategy.SIMPLE_ONE_FOR_ONE, intensity=draw(st.integers(0, 6)))
     auto = draw(st.sampled_from(AutoShutdown))
     children = []
     for index, name in enumerate(names):
         restart = draw(st.sampled_from(Restart))
         may_matter = restart is not Restart.PERMANENT and auto is not AutoShutdown.NEVER
+        inner = None
+        if level + 1 < LEVELS and draw(st.integers(0, 3)) == 0:
+            inner = draw(specs([f"{name}{letter}" for letter in "abcdef"], level + 1))  # type: ignore[arg-type]
         children.append(
             ChildSpec(
                 name,
@@ -76,10 +91,13 @@ def specs(draw: st.DrawFn) -> SupervisorSpec:
                 backoff=draw(
                     st.sampled_from([BackoffSpec(), BackoffSpec(max_ns=0), BackoffSpec(first_ns=5 * MS)])
                 ),
+                force_restart=draw(st.sampled_from([frozenset[int](), frozenset({0}), frozenset({-9})])),
+                prevent_restart=draw(st.sampled_from([frozenset[int](), frozenset({1})])),
+                supervisor=inner,
             )
         )
     return SupervisorSpec(
-        strategy=draw(st.sampled_from(Strategy)),
+        strategy=draw(st.sampled_from(STATIC)),
         intensity=draw(st.integers(0, 6)),
         period_ns=draw(st.sampled_from([20 * MS, 10 * S])),
         on_give_up=draw(st.sampled_from(OnGiveUp)),
@@ -99,8 +117,8 @@ class World:
 
     @property
     def names(self) -> list[str]:
-        """Who is there just now."""
-        return list(self.rig.state.plan.order)
+        """Who is there just now, devices and groups of all levels."""
+        return list(self.rig.tree.group_of)
 
     def run(self, steps: int) -> None:
         """Starts, lets ``steps`` things happen, and then stops and lets everything end."""
@@ -114,17 +132,17 @@ class World:
         """Stops, and lets processes end one by one; deadlines pass, nothing else is said."""
         rig = self.rig
         rig.send(Stop())
-        for _ in range(10 * len(self.names) + 10):
+        for _ in range(30 * len(self.names) + 30):
             if rig.outcome is not None:
                 return
             leaving = [name for name in rig.processes if not self._may_stay(name)]
             if leaving and self.luck.random() < 0.7:
                 rig.gone(self.luck.choice(leaving), self._reason())
-            elif next_deadline_ns(rig.state) is not None:
+            elif next_deadline_ns(rig.tree) is not None:
                 rig.until_deadline()
 
     def _may_stay(self, name: str) -> bool:
-        return child(self.rig.state, name).state not in (ChildState.STOPPING, ChildState.KILLING)
+        return child(self.rig.tree, name).state not in (ChildState.STOPPING, ChildState.KILLING)
 
     def _reason(self) -> ExitReason:
         kind = self.luck.choice(list(ExitKind))
@@ -137,10 +155,12 @@ class World:
         generation = self.rig.processes.get(name, self.rig.generation(name))
         if self.luck.random() < self.nonsense:
             return self._nonsense(name, generation)
-        view = child(self.rig.state, name)
+        view = child(self.rig.tree, name)
         if self.luck.random() < 0.08:
             asks: list[Event] = [StartChild(name), StopChild(name), RestartChild(name), RemoveChild(name)]
             return self.luck.choice(asks)
+        if view.is_group:
+            return Tick()
         charged = self.luck.random() < 0.7
         said: dict[ChildState, list[Event]] = {
             ChildState.SPAWNING: [
@@ -154,6 +174,7 @@ class World:
                 *[Ready(name, generation)] * 6,
                 Gone(name, generation, self._reason(), charged),
                 Refused(name, generation, "no"),
+                Ignored(name, generation),
             ],
             ChildState.READY: [
                 *[Gone(name, generation, self._reason(), charged)] * 3,
@@ -166,15 +187,20 @@ class World:
         return self.luck.choice(said.get(view.state, [Tick()]))
 
     def _addition(self) -> Event:
-        """A child like one of those at the beginning, under a name that may be taken."""
+        """A child like one of those at the beginning, under a name that may be taken, in any group."""
+        if self.luck.random() < 0.2:
+            return Reload(self.spec)
         like = self.luck.choice(self.spec.children)
-        there = self.names
+        group = self.luck.choice(list(self.rig.tree.nodes))
+        there = list(self.rig.tree.nodes[group].plan.order)
         return AddChild(
             replace(
                 like,
-                name=self.luck.choice("abcdefgh"),
+                name=self.luck.choice([*"abcdefgh", *"abcdefgh".upper()]),
                 depends_on=tuple(self.luck.sample(there, min(len(there), self.luck.randrange(3)))),
-            )
+                supervisor=None,
+            ),
+            group,
         )
 
     def _nonsense(self, name: str, generation: int) -> Event:
@@ -184,6 +210,7 @@ class World:
         lies: list[Event] = [
             Start(),
             Forked(name, any_of),
+            Ignored(name, other),
             Hello(name, any_of),
             Ready(name, any_of),
             Silent(name, any_of),
@@ -210,7 +237,7 @@ def test_any_schedule_then_stop_ends_with_nobody_left(spec: SupervisorSpec, seed
     event(rig.outcome.kind.value)
     assert sum(isinstance(action, Finished) for action in rig.history) == 1
     assert not rig.alive()
-    assert next_deadline_ns(rig.state) is None
+    assert next_deadline_ns(rig.tree) is None
     for name in world.names:
         rig.send(Gone(name, rig.generation(name) + 1, CLEAN))
         rig.send(StartChild(name))
@@ -230,7 +257,7 @@ def test_any_schedule_replayed_gives_the_same_actions(spec: SupervisorSpec, seed
         state, actions = step(state, happened, now_ns, chance)
         again += actions
     assert again == world.rig.history
-    assert state == world.rig.state
+    assert state == world.rig.tree
 
 
 @SLOWLY
@@ -242,7 +269,10 @@ def test_any_schedule_charged_restarts_stay_within_the_budget(spec: SupervisorSp
     died = [
         action.record
         for action in world.rig.history
-        if isinstance(action, Report) and isinstance(action.record, DeviceDied) and action.record.charged
+        if isinstance(action, Report)
+        and isinstance(action.record, DeviceDied | GroupEnded)
+        and action.record.charged
+        and world.rig.tree.group_of.get(action.record.name, ROOT) == ROOT
     ]
     if spec.on_give_up is OnGiveUp.ISOLATE:
         return  # its budgets are cleared by the operator; test_intensity.py has the rule
@@ -263,7 +293,7 @@ def test_any_schedule_stop_asks_in_reverse_level_by_level(spec: SupervisorSpec, 
     before = len(rig.history)
     leaving = {name for name in rig.processes if not world._may_stay(name)}
     world.stop()
-    depends_on = {name: one.depends_on for name, one in rig.state.plan.specs.items()}
+    outermost = rig.state.plan.specs
     alive_then = {action.name for action in rig.history[before:] if isinstance(action, AskStop | Kill)}
     ended: set[str] = set()
     for action in rig.history[before:]:
@@ -271,8 +301,15 @@ def test_any_schedule_stop_asks_in_reverse_level_by_level(spec: SupervisorSpec, 
             ended.add(action.record.name)
         if isinstance(action, AskStop):
             for name in alive_then - {action.name} - leaving:
-                if action.name in depends_on[name]:
+                if _outermost(rig, action.name) in outermost[_outermost(rig, name)].depends_on:
                     assert name in ended, f"{action.name} was asked before {name} had ended"
+
+
+def _outermost(rig: Rig, name: str) -> str:
+    """The outermost group that a device is in, or the device itself."""
+    while rig.tree.group_of[name] != ROOT:
+        name = rig.tree.group_of[name]
+    return name
 
 
 @SLOWLY
@@ -287,26 +324,34 @@ def test_any_schedule_nobody_waits_without_a_reason(spec: SupervisorSpec, seed: 
         rig.send(world._anything())
         if rig.state.phase not in (Phase.STARTING, Phase.RUNNING):
             break
-        for one in rig.state.plan.specs.values():
-            known = rig.state.children[one.name]
-            if known.state is ChildState.WAITING and known.deadline_ns is None:
-                held = rig.state.sweep is not None and one.name in rig.state.sweep.scope
-                there = (ChildState.READY, ChildState.FINISHED)
-                assert held or any(rig.state_of(target) not in there for target in one.depends_on)
-            if known.state in ALIVE - {ChildState.READY, ChildState.KILLING}:
-                endless = known.state is ChildState.STOPPING and one.stop_timeout_ns is None
-                assert endless or known.deadline_ns is not None
-            if known.state in (ChildState.DOWN, ChildState.FAILED, ChildState.FINISHED):
-                assert known.deadline_ns is None
-                assert known.after is None
-        if rig.state.sweep is not None:
-            assert rig.state.sweep.asked <= rig.alive()
-            assert rig.state.sweep.asked
-        awaited = sum(known.awaited for known in rig.state.children.values())
-        assert awaited == rig.state.awaited
-        deadlines = sorted(
-            (known.deadline_ns, rig.state.plan.position[name])
-            for name, known in rig.state.children.items()
-            if known.deadline_ns is not None
-        )
-        assert tuple(deadlines) == rig.state.deadlines
+        for state in rig.tree.nodes.values():
+            if state.phase in (Phase.STARTING, Phase.RUNNING):
+                _nobody_waits_without_a_reason(state)
+
+
+def _nobody_waits_without_a_reason(state: State) -> None:
+    for one in state.plan.specs.values():
+        known = state.children[one.name]
+        if known.state is ChildState.WAITING and known.deadline_ns is None:
+            held = state.sweep is not None and one.name in state.sweep.scope
+            there = (ChildState.READY, ChildState.FINISHED)
+            assert held or any(state.children[target].state not in there for target in one.depends_on)
+        if known.state in ALIVE - {ChildState.READY, ChildState.KILLING}:
+            endless = known.state is ChildState.STOPPING and one.stop_timeout_ns is None
+            group = known.state is ChildState.BUILDING and one.supervisor is not None
+            assert endless or group or known.deadline_ns is not None
+        if known.state in (ChildState.DOWN, ChildState.FAILED, ChildState.FINISHED):
+            assert known.deadline_ns is None
+            assert known.after is None
+    if state.sweep is not None:
+        alive = {name for name, known in state.children.items() if known.state in ALIVE}
+        assert state.sweep.asked <= alive
+        assert state.sweep.asked
+    awaited = sum(known.awaited for known in state.children.values())
+    assert awaited == state.awaited
+    deadlines = sorted(
+        (known.deadline_ns, state.plan.position[name])
+        for name, known in state.children.items()
+        if known.deadline_ns is not None
+    )
+    assert tuple(deadlines) == state.deadlines

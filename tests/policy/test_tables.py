@@ -19,9 +19,10 @@ from supervisor.policy import (
     phase,
     step,
 )
-from supervisor.policy.actions import Forget, Impossible, Report
+from supervisor.policy.actions import Forget, Report
 from supervisor.policy.diagram import states_page
 from supervisor.policy.events import (
+    Abort,
     AddChild,
     Event,
     ExitKind,
@@ -29,8 +30,10 @@ from supervisor.policy.events import (
     Forked,
     Gone,
     Hello,
+    Ignored,
     Ready,
     Refused,
+    Reload,
     RemoveChild,
     RestartChild,
     Silent,
@@ -41,8 +44,9 @@ from supervisor.policy.events import (
     StopChild,
     Tick,
 )
+from supervisor.policy.node import EVENTS, PHASES, PhaseDo
+from supervisor.policy.records import Impossible
 from supervisor.policy.table import CHILD_EVENTS, TABLE, Do
-from supervisor.policy.tree import EVENTS, PHASES, PhaseDo
 from tests.policy.fake import CLEAN, CRASH, MS, Rig, S, spec_of
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +110,9 @@ def _event(kind: type, generation: int) -> Event:
         StartChild: StartChild("a"),
         StopChild: StopChild("a"),
         AddChild: AddChild(ChildSpec("c")),
+        Abort: Abort(),
+        Reload: Reload(spec_of("a", "b")),
+        Ignored: Ignored("a", generation),
         RestartChild: RestartChild("a"),
         RemoveChild: RemoveChild("a"),
         Forked: Forked("a", generation),
@@ -156,7 +163,7 @@ def test_every_cell_taken_does_what_the_table_says(state: ChildState, kind: type
         assert len(actions) == len(impossible)
 
 
-@pytest.mark.parametrize("kind", [Forked, Hello, Ready, Gone, SpawnFailed, Refused, Silent])
+@pytest.mark.parametrize("kind", [Forked, Hello, Ready, Gone, SpawnFailed, Refused, Ignored, Silent])
 @pytest.mark.parametrize("state", ChildState)
 def test_every_state_told_by_an_older_generation_ignores_it(state: ChildState, kind: type) -> None:
     """What a former process said is over, in every state."""
@@ -166,7 +173,7 @@ def test_every_state_told_by_an_older_generation_ignores_it(state: ChildState, k
     assert rig.state == before
 
 
-@pytest.mark.parametrize("kind", [Forked, Hello, Ready, Gone, SpawnFailed, Refused, Silent])
+@pytest.mark.parametrize("kind", [Forked, Hello, Ready, Gone, SpawnFailed, Refused, Ignored, Silent])
 @pytest.mark.parametrize("state", ChildState)
 def test_every_state_told_by_a_generation_to_come_records_it(state: ChildState, kind: type) -> None:
     """A process that was never ordered is impossible; nothing changes."""
@@ -189,7 +196,7 @@ def test_idle_told_anything_but_start_and_stop_does_nothing(kind: type) -> None:
     """Before Start there is nothing that could happen."""
     state = initial(spec_of("a"))
     after, actions = step(state, _event(kind, 1), 0, 0.0)
-    if kind in (Start, Stop):
+    if kind in (Start, Stop, Abort):
         assert phase(after) is (Phase.STARTING if kind is Start else Phase.ENDED)
     else:
         assert phase(after) is Phase.IDLE
@@ -233,4 +240,4 @@ def test_a_thousand_children_dying_at_once_all_come_back(strategy: str) -> None:
     rig.settle()
     assert set(rig.generations().values()) == {2}
     assert set(rig.states().values()) == {"ready"}
-    assert next_deadline_ns(rig.state) is None
+    assert next_deadline_ns(rig.tree) is None
