@@ -190,7 +190,13 @@ class Workers:
                 if seat.config.child.restart is Restart.TEMPORARY:
                     seat.handle.go(f"it {record.exit}, and is temporary")
             case DeviceStopped():
-                self._seats[record.name].handle.go("the device is stopped")
+                if not self._comes_back(record.name):
+                    self._seats[record.name].handle.go("the device is stopped")
+
+    def _comes_back(self, name: str) -> bool:
+        """A stop on the way to a restart ends no request: the next worker answers it."""
+        known = {view.name: view.state for view in policy.children(self._reactor.state)}
+        return known.get(name) in (policy.ChildState.WAITING, policy.ChildState.SPAWNING)
 
     # -- Owner of the processes ------------------------------------------------------------------
 
