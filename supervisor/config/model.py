@@ -16,17 +16,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from supervisor.config.units import parse_duration_ns, parse_size_bytes
 
-__all__ = ["Root"]
+__all__ = ["DURATION_PATTERN", "NAME_PATTERN", "POSITIVE_PATTERN", "SIZE_PATTERN", "Root"]
 
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_-]*$"
 """No dots: they separate the parts of a --set path. No slashes or blanks: names become those of files."""
 
-_DURATION_SCHEMA = {
-    "type": "string",
-    "pattern": r"^[0-9]+(\.[0-9]+)? ?(ns|us|ms|s|m|h)$",
-    "examples": ["150ms"],
-}
-_SIZE_SCHEMA = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]iB)$", "examples": ["512MiB"]}
+DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)? ?(ns|us|ms|s|m|h)$"
+POSITIVE_PATTERN = r"^(?=[0.]*[1-9])[0-9]+(\.[0-9]+)? ?(ns|us|ms|s|m|h)$"
+SIZE_PATTERN = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]iB)$"
+
+_DURATION_SCHEMA = {"type": "string", "pattern": DURATION_PATTERN, "examples": ["150ms"]}
+_POSITIVE_SCHEMA = {**_DURATION_SCHEMA, "pattern": POSITIVE_PATTERN}
+_SIZE_SCHEMA = {"type": "string", "pattern": SIZE_PATTERN, "examples": ["512MiB"]}
 
 
 def _positive(duration_ns: int) -> int:
@@ -55,11 +56,11 @@ def _positive_duration_ns(value: object) -> int:
 
 
 DurationNs = Annotated[int, BeforeValidator(parse_duration_ns), WithJsonSchema(_DURATION_SCHEMA)]
-PositiveNs = Annotated[int, BeforeValidator(_positive_duration_ns), WithJsonSchema(_DURATION_SCHEMA)]
+PositiveNs = Annotated[int, BeforeValidator(_positive_duration_ns), WithJsonSchema(_POSITIVE_SCHEMA)]
 StopTimeoutNs = Annotated[
     int | None,
     BeforeValidator(_stop_timeout_ns),
-    WithJsonSchema({"anyOf": [{"enum": ["brutal_kill", "infinity"]}, _DURATION_SCHEMA]}),
+    WithJsonSchema({"anyOf": [{"enum": ["brutal_kill", "infinity"]}, _POSITIVE_SCHEMA]}),
 ]
 SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes), WithJsonSchema(_SIZE_SCHEMA)]
 RangeBytes = Annotated[
@@ -112,8 +113,8 @@ class MmioSection(_Section):
 class Heartbeat(_Section):
     """A worker that is silent for `timeout` is killed. Off unless given."""
 
-    every: PositiveNs
-    timeout: PositiveNs
+    every: PositiveNs = Field(description="How often a worker that serves shows that it is alive.")
+    timeout: PositiveNs = Field(description="Longer than `every`; past it the worker is killed.")
 
 
 class Backoff(_Section):
@@ -121,7 +122,7 @@ class Backoff(_Section):
 
     first: DurationNs = _written("0s", "Before the first restart.")
     next: DurationNs = _written("10ms", "Before the second; then times `factor` each.")
-    factor: float = Field(2.0, ge=1, le=1000)
+    factor: float = Field(2.0, ge=1, le=1000, description="How much longer than the one before each wait is.")
     max: DurationNs = _written("30s", "Never longer than this; 0s switches the delay off.")
     jitter: float = Field(0.1, ge=0, le=1, description="The part of the delay that chance may take away.")
     healthy_after: DurationNs = _written("1s", "Back to `first` after running this long.")
@@ -135,7 +136,7 @@ class LimitsSection(_Section):
 
 
 class VhostUserSection(_Section):
-    """The device is served over vhost-user."""
+    """The device is served over vhost-user: checked, but nothing serves it yet."""
 
     socket: str = Field(min_length=1, description="The socket's path, relative to this file.")
 
@@ -143,7 +144,7 @@ class VhostUserSection(_Section):
 class DeviceSection(_Section):
     """One device."""
 
-    name: str = Field(pattern=NAME_PATTERN, max_length=64)
+    name: str = Field(pattern=NAME_PATTERN, max_length=64, description="Unique in the configuration.")
     device: str = Field(description="A built-in name such as nrf51.uart, or package.module:Class.")
     options: dict[str, Any] = Field({}, description="The device's own options.")
     mmio: MmioSection | None = None
