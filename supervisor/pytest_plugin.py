@@ -30,7 +30,8 @@ __all__ = ["MonkeyFactory", "SupervisorFactory", "chaos_monkey", "tubevisor"]
 class SupervisorFactory:
     """Starts supervisors: what the fixture ``tubevisor`` is."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str | os.PathLike[str] = os.curdir) -> None:
+        self._folder = folder  # that of the test's file
         self._running = contextlib.ExitStack()
         self._before: Census | None = None
         self._counts = True
@@ -44,10 +45,11 @@ class SupervisorFactory:
     ) -> Supervisor:
         """A started supervisor; every device is ready. It is stopped when the test is over.
 
-        ``board`` is a file's path, or YAML text (a string of several lines), or the same as a mapping, or a
-        ``Config``. Modules are looked for as the command does: installed ones, then in the working
-        directory, then beside the file. ``overrides`` are those of ``--set``. ``census=False`` switches the
-        census of this test off, for one that keeps descriptors or processes of its own.
+        ``board`` is a file's path (as seen from the working directory, or else from the test's file), or YAML
+        text (a string of several lines), or the same as a mapping, or a ``Config``. Modules are looked for as
+        the command does: installed ones, then in the working directory, then beside the file. ``overrides``
+        are those of ``--set``. ``census=False`` switches the census of this test off, for one that keeps
+        descriptors or processes of its own.
         """
         from supervisor.host import Supervisor
 
@@ -84,8 +86,10 @@ class SupervisorFactory:
             return parse_config(text, source="<mapping>", overrides=overrides)
         if isinstance(board, str) and "\n" in board:
             return parse_config(board, source="<text>", overrides=overrides)
-        self._find_modules_in(os.path.dirname(os.path.abspath(board)))
-        return load_config(board, overrides=overrides)
+        beside = os.path.join(self._folder, board)
+        path = beside if os.path.exists(beside) and not os.path.exists(board) else board
+        self._find_modules_in(os.path.dirname(os.path.abspath(path)))
+        return load_config(path, overrides=overrides)
 
     def _find_modules_in(self, folder: str) -> None:
         if folder not in sys.path:
@@ -127,9 +131,9 @@ class MonkeyFactory:
 
 
 @pytest.fixture
-def tubevisor() -> Iterator[SupervisorFactory]:
+def tubevisor(request: pytest.FixtureRequest) -> Iterator[SupervisorFactory]:
     """Starts supervisors: ``tubevisor("board.yaml")``; stopped, and counted, when the test is over."""
-    factory = SupervisorFactory()
+    factory = SupervisorFactory(request.path.parent)
     try:
         yield factory
     finally:

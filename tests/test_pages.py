@@ -50,6 +50,7 @@ def test_given_page_every_program_on_it_is_used_by_it(page: str) -> None:
             assert stem in others, f"{page}, line {block.line}: nothing uses {block.name}"
 
 
+@pytest.mark.timeout(300)  # a dozen commands one after the other, on a machine that may be busy
 @pytest.mark.parametrize("page", FRAGMENTS)
 def test_given_page_its_blocks_do_what_it_says(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -74,6 +74,24 @@ def test_forgotten():
     _run(pytester, tests, "--import-mode=importlib").assert_outcomes(passed=2)
 
 
+def test_given_board_beside_the_test_it_is_found_from_any_folder(pytester: pytest.Pytester) -> None:
+    """The working directory comes first; a board in neither place is told by the path that was asked for."""
+    folder = pytester.mkdir("lab")
+    (folder / "lab.yaml").write_text("name: beside\ndevices: []\n")
+    (folder / "test_lab.py").write_text(
+        "import pytest\n"
+        "from supervisor.errors import ConfigError\n"
+        "def test_found(tubevisor):\n"
+        "    assert tubevisor('lab.yaml').config.name == 'beside'\n"
+        "    with pytest.raises(ConfigError, match='^nowhere.yaml:1:1: cannot be read'):\n"
+        "        tubevisor('nowhere.yaml')\n"
+    )
+    options = ("-p", "no:cacheprovider", "lab/test_lab.py")
+    pytester.runpytest_subprocess(*options, timeout=60).assert_outcomes(passed=1)
+    pytester.makefile(".yaml", lab="name: here\ndevices: []\n")
+    pytester.runpytest_subprocess(*options, timeout=60).assert_outcomes(failed=1)
+
+
 def test_given_test_is_over_supervisors_are_stopped_and_nothing_is_left(pytester: pytest.Pytester) -> None:
     """Also those that the test has stopped itself, and those whose test has failed."""
     tests = """
