@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= auto
 CHAOS := kill=*,every=10ms,jitter=0.5
 
-.PHONY: run test check bench firmware messages format clean
+.PHONY: run test check docs bench firmware messages format clean
 
 # Twice the same session at the guest's console: undisturbed, and with every peripheral being killed.
 run: $(STAMP)
@@ -23,6 +23,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh supervisor/messages.sh --check
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+# The pages under docs/ as HTML, in docs/_build/html; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --jobs auto docs docs/_build/html
 
 # The micro:bit session with all devices in one process, and with a process for each: medians and ratio.
 bench: $(STAMP)
@@ -43,8 +47,8 @@ format: $(STAMP)
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV) .cache docs/_build

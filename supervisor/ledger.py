@@ -20,7 +20,7 @@ from supervisor.errors import DeviceError, DeviceFault, LocalError, RequestTimeo
 from supervisor.memory.fence import FENCE
 from supervisor.worker import journal as layout
 from supervisor.worker.journal import INPUT, INPUT_BYTES, JournalCorrupt, Layout, create_journal
-from supervisor.worker.records import Input, InputKind, Output, OutputKind
+from supervisor.worker.records import IRQ_LINES, Input, InputKind, Output, OutputKind
 
 __all__ = ["Ledger", "Waiter"]
 
@@ -130,25 +130,37 @@ class Ledger:
             words[layout.CONSUMED] = end
             raise JournalCorrupt(f"{self.name}: outputs from {position} to {end}")
         answered: list[tuple[Waiter, bytes]] = []
-        while position < end:
-            output, position = self.journal.get_output(position, end)
-            if output.kind == OutputKind.BYTES or output.kind == OutputKind.IRQ:
-                self._outputs.append(output)
-                self.outputs_bytes += len(output.payload)
-                continue
-            waiter = self.waiters.pop(output.number, None)
-            if waiter is not None:
-                answered.append((waiter, output.payload))
-            else:
-                self.replies[output.number] = output.payload
-        words[layout.CONSUMED] = end  # before anybody is called: a waiter may come back to here
-        self._ring_sleeper()
-        if self._payloads:
-            published = words[layout.PUBLISHED]
-            for number in [number for number in self._payloads if number < published]:
-                del self._payloads[number]
-        for waiter, payload in answered:
-            waiter(payload)
+        try:
+            while position < end:
+                output, position = self.journal.get_output(position, end)
+                if output.kind == OutputKind.BYTES or output.kind == OutputKind.IRQ:
+                    if output.detail >= 2 * IRQ_LINES:
+                        raise JournalCorrupt(f"{self.name}: an edge of interrupt line {output.detail >> 1}")
+                    self._outputs.append(output)
+                    self.outputs_bytes += len(output.payload)
+                    continue
+                if output.kind != OutputKind.VALUE and output.kind != OutputKind.REPLY:
+                    raise JournalCorrupt(f"{self.name}: an output of kind {output.kind}")
+                waiter = self.waiters.pop(output.number, None)
+                if waiter is not None:
+                    answered.append((waiter, output.payload))
+                else:
+                    self._keep_reply(output)
+        finally:
+            words[layout.CONSUMED] = end  # before anybody is called: a waiter may come back to here
+            self._ring_sleeper()
+            if self._payloads:
+                published = words[layout.PUBLISHED]
+                for number in [number for number in self._payloads if number < published]:
+                    del self._payloads[number]
+            for waiter, payload in answered:
+                waiter(payload)
+
+    def _keep_reply(self, output: Output) -> None:
+        """The reply waits for its caller, who is waiting for it: there cannot be many."""
+        if output.number >= self.submitted or len(self.replies) > self._input_slots:
+            raise JournalCorrupt(f"{self.name}: an answer to {output.number}, which nobody asked")
+        self.replies[output.number] = output.payload
 
     # -- between two workers ---------------------------------------------------------------------
 
@@ -211,7 +223,18 @@ class Ledger:
         return fault
 
     def abandon(self, fault: DeviceFault) -> None:
-        """No worker lives and none is wanted: no request that somebody waits for may happen later."""
+        """No worker lives and none is wanted: no request that somebody waits for may happen later.
+
+        Whoever waits is told even where the journal cannot be believed (:class:`JournalCorrupt`).
+        """
+        try:
+            self._give_up_unanswered(fault)
+        finally:
+            waiters, self.waiters = self.waiters, {}
+            for waiter in waiters.values():
+                waiter(fault)
+
+    def _give_up_unanswered(self, fault: DeviceFault) -> None:
         commit = self.journal.read_commit()
         number = 0 if commit is None else commit.applied
         while number < self.submitted:
@@ -219,9 +242,6 @@ class Ledger:
             if record.kind in _ANSWERED:
                 self.give_up(number, fault)
             number = after
-        waiters, self.waiters = self.waiters, {}
-        for waiter in waiters.values():
-            waiter(fault)
 
     def timeout_fault(self) -> RequestTimeout:
         """What a request ends in that was past its time and took no effect."""

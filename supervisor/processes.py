@@ -226,7 +226,8 @@ class Processes:
         except Disconnected:
             self._on_mute(worker)
         except (TubeError, BrokenContract) as error:
-            _log.warning("worker %d broke the contract: %s", worker.pid, error)
+            worker.broke = f"broke the contract: {error}"
+            _log.warning("worker %d %s", worker.pid, worker.broke)
             self._on_mute(worker)
 
     def _judge(

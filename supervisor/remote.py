@@ -20,7 +20,7 @@ from enum import Enum
 from supervisor.config import Mmio
 from supervisor.datasheet import AccessTable, RegisterMap, evaluate_counter
 from supervisor.device import NO_ALARM
-from supervisor.errors import DeviceGone
+from supervisor.errors import DeviceFault, DeviceGone
 from supervisor.handle import Clock, DeviceHandle
 from supervisor.ledger import SOMETHING, Ledger, Waiter
 from supervisor.memory.fence import FENCE
@@ -33,6 +33,7 @@ __all__ = ["Overdue", "Port", "RemoteHandle"]
 SPIN_LOOKS = 100  # looks at the journal between two looks at the clock
 SPIN_NS = 150_000  # to wake a worker and hear its answer; sleeping as well would double that
 OUTPUTS_HELD_BYTES = 1 << 20  # that the supervisor keeps for a sink that is not there yet
+VALUE_BYTES = 8  # what a read is answered with
 NEVER_LATCHED = (0, 0, -1)  # record, value, guest time
 
 
@@ -95,8 +96,10 @@ class RemoteHandle(DeviceHandle):
             slot, mask = self._counters[offset]
             self._settle_counters()
             return self._evaluate(slot, mask, self._clock()) & ((1 << (8 * size)) - 1)
-        number = self._submit(InputKind.READ, offset, size, 0)
-        return int.from_bytes(self._answer(number), "little")
+        reply = self._answer(self._submit(InputKind.READ, offset, size, 0))
+        if len(reply) != VALUE_BYTES:
+            raise self._disbelieve(f"a value of {len(reply)} bytes")
+        return int.from_bytes(reply, "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
         way = self._writes.get(offset)
@@ -130,12 +133,32 @@ class RemoteHandle(DeviceHandle):
         payload: bytes = b"",
     ) -> None:
         """A request without waiting: ``done`` gets the reply's bytes, or the fault, from ``dispatch``."""
+        if kind == InputKind.READ:
+            done = self._checked(done)
         if kind == InputKind.CALL:
             number = self._submit_payload(kind, payload)
         else:
             number = self._submit(kind, offset, size, value)
         self.ledger.waiters[number] = done
         self._words[layout.WANTED] = self.ledger.submitted
+
+    def _checked(self, done: Waiter) -> Waiter:
+        """``done`` for a read: what is no value never reaches it as one."""
+
+        def checked(answer: bytes | DeviceFault) -> None:
+            if isinstance(answer, bytes) and len(answer) != VALUE_BYTES:
+                answer = self._disbelieve(f"a value of {len(answer)} bytes")
+            done(answer)
+
+        return checked
+
+    def _disbelieve(self, what: str) -> DeviceGone:
+        """What is in the journal cannot be: that is its device's end, and the request's."""
+        error = JournalCorrupt(f"{self.name}: {what}")
+        self._port.corrupt(error)
+        gone = DeviceGone(f"{self.name}: corrupt journal: {what}")
+        gone.__cause__ = error
+        return gone
 
     # -- levels and time -------------------------------------------------------------------------
 
@@ -236,7 +259,7 @@ class RemoteHandle(DeviceHandle):
             raise fault
         reply = ledger.replies.pop(number, None)
         if reply is None:
-            raise JournalCorrupt(f"{self.name}: record {number} was applied without a reply")
+            raise self._disbelieve(f"record {number} was applied without a reply")
         return reply
 
     def _await(self, published: int, number: int | None = None) -> None:

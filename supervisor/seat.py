@@ -137,15 +137,19 @@ class Seat:
             assign.limits.data_bytes = config.limits.data_bytes
         return assign
 
-    def crash_report(self, ended: ExitReason, at_ns: int) -> DeviceCrashed | None:
-        """The report of a death that nobody wanted; ``None`` for any other."""
+    def crash_report(self, ended: ExitReason, broke: str, at_ns: int) -> DeviceCrashed | None:
+        """The report of a death that nobody wanted; ``None`` for any other.
+
+        ``broke`` says how the worker has broken the contract, if it was killed for that.
+        """
         words = self.last_words
-        if words is None and (self.stop_wanted or self.uncharged or ended.clean(self.config.child)):
+        expected = self.stop_wanted or self.uncharged or ended.clean(self.config.child)
+        if words is None and not broke and expected:
             return None
         return DeviceCrashed(
             self.name,
             self.generation,
-            words.exception if words else str(ended),
+            broke or (words.exception if words else str(ended)),
             words.traceback if words else "",
             tuple(self.log.lines),
             at_ns=at_ns,

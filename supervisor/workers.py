@@ -246,8 +246,10 @@ class Workers:
         seat.last_exit = str(ended)
         if seat.last_words is not None:
             seat.last_exit = f"{seat.last_exit}: {seat.last_words.exception}"
+        if worker.broke:
+            seat.last_exit = f"{seat.last_exit}: it {worker.broke}"
         self._settle(seat, charged=charged)
-        report = seat.crash_report(ended, time.monotonic_ns())
+        report = seat.crash_report(ended, worker.broke, time.monotonic_ns())
         if report is not None:
             self._reactor.publish(report)
         self._reactor.post(Gone(seat.name, seat.generation, ended, charged))

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 RANKS = {
     "supervisor.errors": 0,
     "supervisor.exit_codes": 0,
+    "supervisor.census": 0,
     "supervisor.datasheet": 1,
     "supervisor.registers": 2,
     "supervisor.device": 3,
@@ -43,6 +44,7 @@ RANKS = {
     "supervisor.chaos": 12,
     "supervisor.doctor": 12,
     "supervisor.foreground": 12,
+    "supervisor.pytest_plugin": 13,
     "supervisor.reporting": 13,
     "supervisor.running": 14,
     "supervisor.commands": 15,

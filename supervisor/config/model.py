@@ -17,17 +17,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from supervisor.config.units import parse_duration_ns, parse_size_bytes
 
-__all__ = ["Root"]
+__all__ = ["DURATION_PATTERN", "NAME_PATTERN", "POSITIVE_PATTERN", "SIZE_PATTERN", "Root"]
 
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_-]*$"
 """No dots: they separate the parts of a --set path. No slashes or blanks: names become those of files."""
 
-_DURATION_SCHEMA = {
-    "type": "string",
-    "pattern": r"^[0-9]+(\.[0-9]+)? ?(ns|us|ms|s|m|h)$",
-    "examples": ["150ms"],
-}
-_SIZE_SCHEMA = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]iB)$", "examples": ["512MiB"]}
+DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)? ?(ns|us|ms|s|m|h)$"
+POSITIVE_PATTERN = r"^(?=[0.]*[1-9])[0-9]+(\.[0-9]+)? ?(ns|us|ms|s|m|h)$"
+SIZE_PATTERN = r"^[0-9]+(\.[0-9]+)? ?(B|[KMGT]iB)$"
+
+_DURATION_SCHEMA = {"type": "string", "pattern": DURATION_PATTERN, "examples": ["150ms"]}
+_POSITIVE_SCHEMA = {**_DURATION_SCHEMA, "pattern": POSITIVE_PATTERN}
+_SIZE_SCHEMA = {"type": "string", "pattern": SIZE_PATTERN, "examples": ["512MiB"]}
 
 
 def _positive(duration_ns: int) -> int:
@@ -66,11 +67,11 @@ def _positive_duration_ns(value: object) -> int:
 
 
 DurationNs = Annotated[int, BeforeValidator(parse_duration_ns), WithJsonSchema(_DURATION_SCHEMA)]
-PositiveNs = Annotated[int, BeforeValidator(_positive_duration_ns), WithJsonSchema(_DURATION_SCHEMA)]
+PositiveNs = Annotated[int, BeforeValidator(_positive_duration_ns), WithJsonSchema(_POSITIVE_SCHEMA)]
 StopTimeoutNs = Annotated[
     int | None,
     BeforeValidator(_stop_timeout_ns),
-    WithJsonSchema({"anyOf": [{"enum": ["brutal_kill", "infinity"]}, _DURATION_SCHEMA]}),
+    WithJsonSchema({"anyOf": [{"enum": ["brutal_kill", "infinity"]}, _POSITIVE_SCHEMA]}),
 ]
 SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes), WithJsonSchema(_SIZE_SCHEMA)]
 RangeBytes = Annotated[
@@ -138,8 +139,8 @@ class MmioSection(_Section):
 class Heartbeat(_Section):
     """A worker that is silent for `timeout` is killed. Off unless given."""
 
-    every: PositiveNs
-    timeout: PositiveNs
+    every: PositiveNs = Field(description="How often a worker that serves shows that it is alive.")
+    timeout: PositiveNs = Field(description="Longer than `every`; past it the worker is killed.")
 
 
 class Backoff(_Section):
@@ -147,7 +148,7 @@ class Backoff(_Section):
 
     first: DurationNs = _written("0s", "Before the first restart.")
     next: DurationNs = _written("10ms", "Before the second; then times `factor` each.")
-    factor: float = Field(2.0, ge=1, le=1000)
+    factor: float = Field(2.0, ge=1, le=1000, description="How much longer than the one before each wait is.")
     max: DurationNs = _written("30s", "Never longer than this; 0s switches the delay off.")
     jitter: float = Field(0.1, ge=0, le=1, description="The part of the delay that chance may take away.")
     healthy_after: DurationNs = _written("1s", "Back to `first` after running this long.")
@@ -169,7 +170,7 @@ class LimitsSection(_Section):
 
 
 class VhostUserSection(_Section):
-    """The device is served over vhost-user."""
+    """The device is served over vhost-user: checked, but nothing serves it yet."""
 
     socket: str = Field(min_length=1, description="The socket's path, relative to this file.")
 
@@ -177,7 +178,7 @@ class VhostUserSection(_Section):
 class DeviceSection(_Section):
     """One device."""
 
-    name: str = Field(pattern=NAME_PATTERN, max_length=64)
+    name: str = Field(pattern=NAME_PATTERN, max_length=64, description="Unique in the configuration.")
     device: str = Field(description="A built-in name such as nrf51.uart, or package.module:Class.")
     options: dict[str, Any] = Field({}, description="The device's own options.")
     mmio: MmioSection | None = None
@@ -216,7 +217,7 @@ class TemplateSection(DeviceSection):
 class GroupSection(_Section):
     """A supervisor of its own for some of the devices: it is started, stopped and restarted like a device."""
 
-    name: str = Field(pattern=NAME_PATTERN, max_length=64)
+    name: str = Field(pattern=NAME_PATTERN, max_length=64, description="Unique among all devices and groups.")
     supervisor: GroupSupervisor = Field(default_factory=lambda: GroupSupervisor.model_validate({}))
     restart: Literal["permanent", "transient", "temporary"] = Field(
         "permanent", description="Whether the group is restarted when it has given up or shut itself down."
@@ -225,7 +226,9 @@ class GroupSection(_Section):
     stop_timeout: StopTimeoutNs = _written("infinity", "What is left of the group is killed after this.")
     significant: bool = Field(False, description="Its end may end the supervisor above, see auto_shutdown.")
     backoff: Backoff = Field(default_factory=lambda: Backoff.model_validate({}))
-    template: TemplateSection | None = None
+    template: TemplateSection | None = Field(
+        None, description="What devices that are added have in common; for simple_one_for_one alone."
+    )
     devices: list[DeviceSection] = Field([], description="In start order.")
     groups: list[GroupSection] = Field([], description="In start order, after the devices.")
 

@@ -53,6 +53,7 @@ class WorkerProcess:
     hello: bool = False
     lost: bool = False  # the zygote died before it could report the fork
     mute: bool = False  # its Tube is at its end
+    broke: str = ""  # how it has broken the contract, if it has
 
     def kill(self) -> None:
         """SIGKILL through the pidfd, so that no stranger can be hit. A process that is gone is no error."""

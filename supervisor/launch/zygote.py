@@ -27,6 +27,7 @@ __all__ = ["zygote_main"]
 
 PR_SET_CHILD_SUBREAPER = 36
 FAMILY_END_WAIT_S = 0.05  # less than the supervisor waits for the exit status
+JOURNAL_MAPPING = "/memfd:tubevisor-"  # as proc(5) shows it
 FDS_PER_FORK = 2  # the worker's end of its Tube, and its log pipe
 
 
@@ -92,6 +93,7 @@ class _Zygote:
         _kill_family(pid)
         _pid, status = os.waitpid(pid, 0)
         _reap_family(pid)
+        _end_copies({known for known, _ticket in self._children.values()})
         report = ZygoteReport()
         report.exited.ticket = ticket
         report.exited.pid = pid
@@ -129,6 +131,29 @@ def _reap_family(pid: int) -> None:
             pass  # they have been killed and are microseconds from their end: not worth a sleep
     except ChildProcessError:
         pass
+
+
+def _end_copies(workers: set[int]) -> None:
+    """Ends those whom dead workers have left to us out of their group: a fork of a worker has the journal
+    mapped, and must not write into it when the next generation does. What a device has started as a program
+    of its own has no mapping, and lives on; one that has ended is reaped."""
+    deadline = time.monotonic() + FAMILY_END_WAIT_S
+    for pid in set(_living_children()) - workers:
+        with contextlib.suppress(ChildProcessError):
+            if _has_journal(pid):
+                os.kill(pid, signal.SIGKILL)
+                while not os.waitpid(pid, os.WNOHANG)[0] and time.monotonic() < deadline:
+                    pass
+            else:
+                os.waitpid(pid, os.WNOHANG)
+
+
+def _has_journal(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/maps") as maps:
+            return any(JOURNAL_MAPPING in line for line in maps)
+    except OSError:
+        return False
 
 
 def _living_children() -> list[int]:

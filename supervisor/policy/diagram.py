@@ -1,6 +1,7 @@
 """The page of states in the documentation, written from the tables that decide. Pure.
 
-``docs/states.md`` holds exactly what ``states_page`` returns; a test compares them. To write it anew::
+``docs/states.md`` holds exactly what ``states_page`` returns; a test compares them. Its picture is drawn by
+``supervisor.policy.picture``. To write it anew::
 
     python -c "from supervisor.policy.diagram import states_page as p; print(p(), end='')" > docs/states.md
 """
@@ -13,8 +14,6 @@ from supervisor.policy.table import CHILD_EVENTS, TABLE, Do
 
 __all__ = ["states_page"]
 
-_SILENT = frozenset({Do.IGNORE, Do.IMPOSSIBLE})
-
 _INTRODUCTION = """\
 # States
 
@@ -24,6 +23,8 @@ Written from the tables in `supervisor/policy/table.py` and `supervisor/policy/n
 
 Every event in every state. `Tick` means that the device's own deadline has passed. `Gone` is the only proof
 that a process has ended (`SpawnFailed`: that it never began); no new generation is spawned before it.
+
+![The states of a device, and the events that lead from one to the next](states.svg)
 """
 
 _AFTER_DIAGRAM = """\
@@ -42,31 +43,10 @@ A device's events go to its own table above while the phase says so.
 
 def states_page() -> str:
     """The text of ``docs/states.md``."""
-    parts = [_INTRODUCTION, _diagram(), _AFTER_DIAGRAM]
+    parts = [_INTRODUCTION, _AFTER_DIAGRAM]
     parts += [_state_section(state) for state in ChildState]
     parts += [_PHASES_INTRODUCTION, _phase_table()]
     return "\n".join(parts)
-
-
-def _diagram() -> str:
-    labels: dict[tuple[str, str], list[str]] = {}
-    ended: set[ChildState] = set()
-    for state, row in TABLE.items():
-        for event in CHILD_EVENTS:
-            cell = row[event]
-            if cell.do is Do.LOST:
-                # All ends meet in one fork: five arrows from each of five states would hide the rest.
-                labels.setdefault((state.name, "gone"), []).append(event.__name__)
-                ended |= cell.to
-            elif cell.do not in _SILENT:
-                for target in (one for one in ChildState if one in cell.to and one is not state):
-                    labels.setdefault((state.name, target.name), []).append(event.__name__)
-                if not cell.to:
-                    labels.setdefault((state.name, "[*]"), []).append(event.__name__)
-    lines = ["```mermaid", "stateDiagram-v2", "    state gone <<choice>>", "    [*] --> WAITING: Start"]
-    lines += [f"    {state} --> {target}: {', '.join(events)}" for (state, target), events in labels.items()]
-    lines += [f"    gone --> {state.name}" for state in ChildState if state in ended]
-    return "\n".join([*lines, "```", ""])
 
 
 def _state_section(state: ChildState) -> str:

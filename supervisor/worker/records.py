@@ -9,7 +9,9 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["Input", "InputKind", "Output", "OutputKind"]
+__all__ = ["IRQ_LINES", "Input", "InputKind", "Output", "OutputKind"]
+
+IRQ_LINES = 64  # of one device: levels travel as one 64-bit word
 
 
 class InputKind(IntEnum):

@@ -18,11 +18,9 @@ import msgspec
 
 from supervisor.device import NO_ALARM, Device
 from supervisor.errors import LocalError
-from supervisor.worker.records import Input, InputKind, Output, OutputKind
+from supervisor.worker.records import IRQ_LINES, Input, InputKind, Output, OutputKind
 
 __all__ = ["Launch", "Loop", "Session", "build_options"]
-
-IRQ_LINES = 64  # levels travel as one 64-bit word
 
 
 class Loop(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import ClassVar
 
 from supervisor.device import Device
 from supervisor.registers import POSTED, Register, Task
@@ -11,7 +12,7 @@ from supervisor.registers import POSTED, Register, Task
 class Counting(Device):
     """COUNT is plain; ADD counts and answers nothing; NEXT counts and answers; TRACE emits the count."""
 
-    state = ("total", "history")
+    state: ClassVar[tuple[str, ...]] = ("total", "history")
 
     COUNT = Register(0x00)
     NEXT = Register(0x04)

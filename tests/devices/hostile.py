@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import array
+import fcntl
 import os
 import signal
 import socket
+import struct
 import time
 from typing import Any
 
 from supervisor.messages_pb2 import WorkerMessage
 from supervisor.tube import ProtoTube
+from supervisor.tube.memfd import SEALS
+from supervisor.tube.packet import MAX_FDS_KERNEL, Header, Kind, pack_head
 from supervisor.worker import journal as layout
+from supervisor.worker.records import Output, OutputKind
 from tests.devices.counting import Counting
 
 TUBE_FD = 3
+
+
+class _Deaf(list):  # type: ignore[type-arg]
+    """Takes nothing more."""
+
+    def append(self, item: object) -> None: ...
 
 
 class Hostile(Counting):
@@ -29,6 +40,16 @@ class Hostile(Counting):
     def _raw(self) -> socket.socket:
         return socket.socket(fileno=os.dup(TUBE_FD))
 
+    def _send_raw(self, data: bytes, fds: list[int]) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        self._raw().sendmsg([data], rights)
+
+    def _stopped(self, generation: int = 0) -> WorkerMessage:
+        """A message that means nothing, from this generation unless another is given."""
+        message = WorkerMessage(generation=generation or self.ctx.restarts + 1)
+        message.stopped.SetInParent()
+        return message
+
     def _tell(self, **body: Any) -> None:
         message = WorkerMessage(generation=self.ctx.restarts + 1, **body)
         ProtoTube.from_fd(os.dup(TUBE_FD)).send_proto(message, timeout=1)
@@ -41,26 +62,22 @@ class Hostile(Counting):
         self._raw().send(b"")
 
     def _attack_huge_message(self) -> None:
-        """100 MB behind a memfd that claims to be a message."""
+        """100 MB behind a sealed memfd that says truthfully how large it is."""
         fd = os.memfd_create("huge", os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, 100_000_000)
-        raw = self._raw()
-        for kind in range(8):
-            for flags in range(4):
-                raw.sendmsg(
-                    [bytes([kind, flags, 1, 0])],
-                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))],
-                )
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        header = Header(Kind.PROTO, 100_000_000, out_of_line=True)
+        self._send_raw(pack_head(header), [fd])
 
     def _attack_many_descriptors(self) -> None:
-        fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(253)]
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-        self._raw().sendmsg([b"x" * 64], rights)
+        """300: as many as one packet takes, and the rest."""
+        fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(300)]
+        body = self._stopped().SerializeToString()
+        for some in (fds[:MAX_FDS_KERNEL], fds[MAX_FDS_KERNEL:]):
+            self._send_raw(pack_head(Header(Kind.PROTO, len(body), fds=len(some))) + body, some)
 
     def _attack_other_generation(self) -> None:
-        message = WorkerMessage(generation=999)
-        message.stopped.SetInParent()
-        ProtoTube.from_fd(os.dup(TUBE_FD)).send_proto(message)
+        ProtoTube.from_fd(os.dup(TUBE_FD)).send_proto(self._stopped(999))
 
     def _attack_second_hello(self) -> None:
         self._tell(hello={"protocol_version": 1, "ticket": 1, "pid": 1})
@@ -76,12 +93,79 @@ class Hostile(Counting):
 
     def _attack_flood(self) -> None:
         """As many messages as the supervisor takes, for a while."""
-        message = WorkerMessage(generation=self.ctx.restarts + 1)
-        message.stopped.SetInParent()
+        message = self._stopped()
         tube = ProtoTube.from_fd(os.dup(TUBE_FD))
         until = time.monotonic() + 0.3
         while time.monotonic() < until:
             tube.send_proto(message, timeout=5)
+
+    def _attack_other_pid(self) -> None:
+        """A child speaks in the worker's place: what it says is right, but the kernel knows who says it."""
+        if os.fork() == 0:
+            ProtoTube.from_fd(os.dup(TUBE_FD)).send_proto(self._stopped())
+        signal.pause()
+
+    def _attack_forged_credentials(self) -> None:
+        """Root may tell the kernel that somebody else speaks: the supervisor itself."""
+        body = self._stopped().SerializeToString()
+        claim = struct.pack("=iII", os.getppid(), os.getuid(), os.getgid())
+        self._raw().sendmsg(
+            [pack_head(Header(Kind.PROTO, len(body))) + body],
+            [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, claim)],
+        )
+
+    def _attack_unasked_answers(self) -> None:
+        """Replies to requests that nobody has made."""
+        for number in range(10**6, 10**6 + 100):
+            self.ctx.outputs.append(Output(OutputKind.REPLY, 0, number, b"lie"))  # type: ignore[attr-defined]
+
+    def _attack_answers_twice(self) -> None:
+        """Replies, again and again, to a request that has its answer."""
+        for _ in range(3000):
+            self.ctx.outputs.append(Output(OutputKind.REPLY, 0, 0, b"lie"))  # type: ignore[attr-defined]
+
+    def _attack_half_a_value(self) -> None:
+        """A read is answered with what is no value."""
+        self.read = self._half_a_value  # type: ignore[method-assign]
+
+    def _half_a_value(self, offset: int, size: int) -> int:
+        session: Any = self.ctx
+        session.outputs.append(Output(OutputKind.REPLY, 0, session._number, b""))
+        session.outputs = _Deaf(session.outputs)
+        return 0
+
+    def _attack_output_of_no_kind(self) -> None:
+        self.ctx.outputs.append(Output(99, 0, 0, b""))  # type: ignore[attr-defined]
+
+    def _attack_irq_of_no_line(self) -> None:
+        self.ctx.outputs.append(Output(OutputKind.IRQ, 60_000, 0, b""))  # type: ignore[attr-defined]
+
+    def _attack_asks_and_does_not_read(self) -> None:
+        """Each question has an answer; they pile up in a queue that nobody empties."""
+        message = WorkerMessage(generation=self.ctx.restarts + 1)
+        message.connect.peer = "nobody of that name"
+        tube = ProtoTube.from_fd(os.dup(TUBE_FD))
+        for _ in range(3000):
+            tube.send_proto(message, timeout=5)
+        signal.pause()
+
+    def _attack_answers_nothing(self) -> None:
+        """Awake, and its heart beats; but nothing ever comes of it."""
+        while True:
+            self._words[layout.HEARTBEAT] += 1
+            time.sleep(0.001)
+
+    def _attack_tube_held_by_a_grandchild(self) -> None:
+        if os.fork() == 0:
+            os.setsid()
+            signal.pause()
+        os._exit(0)
+
+    def _attack_forks_away_for_good(self) -> None:
+        """As below, but out of the worker's session and group."""
+        if os.fork():
+            os._exit(0)
+        os.setsid()
 
     def _attack_flood_of_logs(self) -> None:
         line = b"x" * 1023 + b"\n"

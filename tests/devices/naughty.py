@@ -57,6 +57,18 @@ class RefusesState(Device):
         raise ValueError("this state is of no use")
 
 
+class DiesInRestore(Device):
+    """Its own state kills it."""
+
+    VALUE = Register(0)
+
+    def snapshot(self) -> bytes:
+        return b"something"
+
+    def restore(self, data: bytes, version: int) -> None:
+        os._exit(7)
+
+
 class Faulty(Counting):
     """Counting, with registers that crash, hang, leave or go mute."""
 

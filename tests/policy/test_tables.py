@@ -45,6 +45,7 @@ from supervisor.policy.events import (
     Tick,
 )
 from supervisor.policy.node import EVENTS, PHASES, PhaseDo
+from supervisor.policy.picture import FORGOTTEN, FRAMES, GONE, START, arrows, states_picture
 from supervisor.policy.records import Impossible
 from supervisor.policy.table import CHILD_EVENTS, TABLE, Do
 from tests.policy.fake import CLEAN, CRASH, MS, Rig, S, spec_of
@@ -207,6 +208,33 @@ def test_idle_told_anything_but_start_and_stop_does_nothing(kind: type) -> None:
 def test_the_page_of_states_is_the_one_written_from_the_tables() -> None:
     """docs/states.md is up to date; the head of diagram.py says how to write it anew."""
     assert (ROOT / "docs" / "states.md").read_text() == states_page()
+
+
+def test_the_picture_of_states_is_the_one_drawn_from_the_table() -> None:
+    """docs/states.svg is up to date; the head of picture.py says how to draw it anew."""
+    assert (ROOT / "docs" / "states.svg").read_text() == states_picture()
+
+
+def test_the_arrows_of_the_picture_are_those_of_the_table() -> None:
+    """Taken apart again into one arrow for each state and event, none is missing and none is invented."""
+    drawn = set()
+    for arrow in arrows():
+        inside = [state.name for state in FRAMES.get(arrow.source, ())] or [arrow.source]
+        for label in arrow.labels:
+            event, _, only = label.partition(" (")
+            sources = only.rstrip(")").split(", ") if only else inside
+            drawn |= {(source, event, arrow.target) for source in sources}
+    tabled = {(START, "Start", "WAITING")}
+    for state, row in TABLE.items():
+        for kind, cell in row.items():
+            ends = {GONE} if cell.do is Do.LOST else {to.name for to in cell.to - {state}}
+            tabled |= {(state.name, kind.__name__, to) for to in ends or {FORGOTTEN} if ends or not cell.to}
+    assert drawn == tabled
+    after_gone = {arrow.target for arrow in arrows() if arrow.source == GONE}
+    expected = frozenset().union(*(c.to for row in TABLE.values() for c in row.values() if c.do is Do.LOST))
+    assert {s.name for to in after_gone for s in FRAMES.get(to, ())} | after_gone - FRAMES.keys() == {
+        state.name for state in expected
+    }
 
 
 @pytest.mark.parametrize("path", sorted(ROOM.glob("*.py")), ids=lambda path: path.stem)
