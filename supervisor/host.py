@@ -25,6 +25,7 @@ from supervisor.policy import Counts
 from supervisor.policy.events import RestartChild, Start, StartChild, Stop, StopChild
 from supervisor.policy.records import Outcome, Record
 from supervisor.reactor import Reactor
+from supervisor.reload import Reloaded
 from supervisor.roster import DeviceStatus, Roster, start_report
 from supervisor.worker.session import Launch
 from supervisor.workers import Workers
@@ -196,6 +197,19 @@ class Supervisor:
     def device_spec(self, name: str) -> DeviceConfig:
         """What a device was started with. Raises ``LocalError`` where it is ``not_found``."""
         return self._dynamic().spec(name)
+
+    def reload(self, config: Config) -> Reloaded:
+        """Goes on by another configuration, as OTP's code_change; returns what it means to the devices.
+
+        Nothing is started, stopped or replaced: see :class:`~supervisor.reload.Reloaded` for what
+        becomes of each device. ``machine``, ``preload`` and ``in_process`` stay as they were. Raises
+        ``LocalError`` where the board cannot go on by it, and nothing has changed then.
+        """
+        reloaded = self._dynamic().reload(config)
+        self.config = config
+        if self._workers is not None:
+            self._workers.processes.keep_spares(config.supervisor.spares)
+        return reloaded
 
     def _dynamic(self) -> Roster:
         if not self._started or self._workers is None:

@@ -9,20 +9,21 @@ hears of them, and given back by the reactor when it forgets them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from supervisor import policy
 from supervisor.bus import Bus
-from supervisor.config import Config, DeviceConfig, parse_device
+from supervisor.config import Config, DeviceConfig, parse_device, policy_spec
 from supervisor.errors import EnvironmentFault, LocalError, StartFailed
 from supervisor.handle import DeviceFacts, DeviceHandle
 from supervisor.policy import Counts, Phase, Tree
-from supervisor.policy.events import AddChild, RemoveChild
+from supervisor.policy.events import AddChild, Reload, RemoveChild
 from supervisor.policy.records import DeviceFailed, DeviceKilled, Record
 from supervisor.policy.states import ALIVE, ChildState
 from supervisor.reactor import Reactor
+from supervisor.reload import Reloaded, compare, why_not_fit
 from supervisor.seat import DeviceCrashed, Seat
 
 __all__ = ["DeviceStatus", "Roster", "start_report"]
@@ -44,6 +45,10 @@ class Seats(Protocol):
     on_forget: Callable[[DeviceHandle], None]
 
     def add(self, device: DeviceConfig) -> DeviceHandle: ...
+
+    def replace(self, device: DeviceConfig) -> None: ...
+
+    def forget(self, name: str, restarts: int) -> None: ...
 
     def seat(self, name: str) -> Seat: ...
 
@@ -96,6 +101,44 @@ class Roster:
             raise LocalError(why_not)
         self._reactor.post(RemoveChild(name))
         self._reactor.step()
+
+    def reload(self, config: Config) -> Reloaded:
+        """Goes on by another configuration. Raises ``LocalError`` where it cannot; nothing has changed."""
+        reactor = self._reactor
+        reactor.step()
+        self._must_run()
+        names = policy.devices_in(reactor.state)
+        present = {name: self._seats.seat(name).config for name in names}
+        reloaded = compare(present, config)
+        wanted = {device.name: device for device in config.devices}
+        spec = policy_spec(config)
+        why_not = policy.why_not_reload(reactor.state, spec) or why_not_fit((present | wanted).values())
+        if why_not:
+            raise LocalError(why_not)
+        self._make_places([wanted[name] for name in reloaded.added])
+        for name in reloaded.changed:
+            handle = self._seats.seat(name).handle
+            self._bus.remove(handle)
+            self._seats.replace(wanted[name])
+            self._bus.add(handle)
+        self.templates = _templates(config)
+        reactor.post(Reload(spec))
+        reactor.step()
+        return reloaded
+
+    def _make_places(self, devices: Sequence[DeviceConfig]) -> None:
+        """Seats for all of ``devices``, or for none of them."""
+        made: list[DeviceConfig] = []
+        try:
+            for device in devices:
+                self._bus.add(self._seats.add(device))
+                made.append(device)
+        except OSError as error:
+            for one in made:
+                self._seats.forget(one.name, 0)
+            raise EnvironmentFault(f"there is no room for {len(devices)} journals: {error}") from error
+        for one in made:
+            self._seats.seat(one.name).handle.go("it is new and has not been started")
 
     def which(self, group: str) -> tuple[DeviceStatus, ...]:
         """All children of a group, the newest first."""

@@ -37,6 +37,7 @@ RANKS = {
     "supervisor.seat": 8,
     "supervisor.conversation": 9,
     "supervisor.workers": 10,
+    "supervisor.reload": 9,
     "supervisor.roster": 10,
     "supervisor.events": 10,
     "supervisor.host": 11,

@@ -1,0 +1,201 @@
+"""Another configuration for a running board: OTP's code_change and significant_upgrade cases, adapted.
+
+What a code change is there is a reload here. As there, nothing is started, stopped or replaced by it.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.config import Config, parse_config
+from supervisor.errors import DeviceGone, LocalError
+from supervisor.events import DeviceFailed, DeviceRestarted, OutcomeKind
+from supervisor.host import Supervisor
+from tests.chaos import census
+
+COUNT, NEXT = 0x00, 0x04
+
+
+def _board(*devices: str, supervisor: str = "", groups: str = "") -> Config:
+    listed = "".join(f"\n  - {{{_full(device)}}}" for device in devices) or " []"
+    return parse_config(f"supervisor: {{{supervisor}}}\ndevices:{listed}\n{groups}")
+
+
+def _full(device: str) -> str:
+    name, _, extra = device.partition(" ")
+    kind = "leaving:Leaving" if "restart" in extra else "counting:Counting"
+    return f'name: {name}, device: "tests.devices.{kind}", backoff: {{max: 0s}}' + (extra and f", {extra}")
+
+
+def test_code_change_flags() -> None:
+    """Other flags count at once: the budget that was two is none."""
+    with census(), Supervisor(_board("a", supervisor="intensity: 2")) as sup:
+        sup.reload(_board("a", supervisor="intensity: 0"))
+        sup.kill("a")
+        while sup.outcome is None:
+            sup.dispatch(1)
+        assert sup.outcome.kind is OutcomeKind.GAVE_UP
+
+
+def test_code_change_strategy() -> None:
+    """Another strategy decides about the next death."""
+    with census(), Supervisor(_board("a", "b")) as sup:
+        before = sup["b"].pid
+        sup.reload(_board("a", "b", supervisor="strategy: one_for_all"))
+        assert sup["b"].pid == before
+        sup.kill("a")
+        while not any(isinstance(one, DeviceRestarted) and one.name == "b" for one in sup.events()):
+            sup.dispatch(1)
+        assert sup["b"].pid != before
+
+
+def test_code_change_children() -> None:
+    """New devices are down until they are started, changed ones keep their process, missing ones go on."""
+    with census(), Supervisor(_board("a", "b", "c")) as sup:
+        assert sup["b"].read(NEXT, 4) == 1
+        before = {name: sup[name].pid for name in sup.devices}
+        reloaded = sup.reload(_board("c", "b request_timeout: 7s", "new"))
+        assert (reloaded.added, reloaded.changed, reloaded.left) == (("new",), ("b",), ("a",))
+        assert {name: sup[name].pid for name in before} == before
+        assert sup.device_spec("b").request_timeout_ns == 7_000_000_000
+        assert (sup["new"].state, sup["new"].pid) == ("down", None)
+        with pytest.raises(DeviceGone, match="not been started"):
+            sup["new"].read(NEXT, 4)
+        sup.start_device("new")
+        assert sup["new"].read(NEXT, 4) == 1
+        assert sup["a"].read(NEXT, 4) == 1
+        assert sup["b"].read(NEXT, 4) == 2
+        sup.stop_device("a")
+        while sup["a"].state != "down":
+            sup.dispatch(1)
+        sup.remove_device("a")
+        assert sup.reload(_board("c", "b request_timeout: 7s", "new")).changed == ()
+
+
+def test_code_change_changed_device_is_new_from_its_next_process_on() -> None:
+    """What only a process can be told, its successor is told: here another environment."""
+    plain = 'x", device: "tests.devices.naughty:Inquisitive'
+    first, second = (
+        parse_config(f'devices: [{{name: "{plain}", env: {{TUBEVISOR_TEST: "{value}"}}}}]') for value in "12"
+    )
+    with census(), Supervisor(first) as sup:
+        assert sup["x"].call_bytes(b"env") == b"1"
+        sup.reload(second)
+        assert sup["x"].call_bytes(b"env") == b"1"
+        sup.restart_device("x")
+        while sup["x"].generation != 2:
+            sup.dispatch(1)
+        assert sup["x"].call_bytes(b"env") == b"2"
+
+
+def test_code_change_addresses() -> None:
+    """A device's window moves at once; where it would overlap what still runs, nothing changes."""
+    with census(), Supervisor(_board("a mmio: {base: 0x1000, size: 16}", "b")) as sup:
+        with pytest.raises(LocalError, match="within what 'a' has"):
+            sup.reload(_board("b mmio: {base: 0x1008, size: 16}"))
+        assert sup.bus.read(0x1000 + NEXT, 4) == 1
+        sup.reload(_board("a mmio: {base: 0x2000, size: 16}", "b mmio: {base: 0x1000, size: 16}"))
+        assert sup.bus.read(0x2000 + NEXT, 4) == 2
+        assert sup.bus.read(0x1000 + NEXT, 4) == 1
+
+
+GROUP = """
+groups:
+  - name: g
+    supervisor: {strategy: STRATEGY}
+    LISTED
+"""
+
+
+def _group(listed: str, strategy: str = "one_for_one") -> str:
+    return GROUP.replace("STRATEGY", strategy).replace("LISTED", listed)
+
+
+def test_code_change_simple() -> None:
+    """A group of a template keeps exactly one template; another one holds for devices added from then on."""
+    template = 'template: {device: "tests.devices.counting:Counting", request_timeout: TIMEOUT}'
+    simple = "simple_one_for_one"
+    with census(), Supervisor(_board(groups=_group(template.replace("TIMEOUT", "1s"), simple))) as sup:
+        first = sup.add_device({}, group="g")
+        sup.reload(_board(groups=_group(template.replace("TIMEOUT", "2s"), simple)))
+        second = sup.add_device({}, group="g")
+        timeouts = [sup.device_spec(one.name).request_timeout_ns for one in (first, second)]
+        assert timeouts == [1_000_000_000, 2_000_000_000]
+        with pytest.raises(LocalError, match="group 'g': the strategy cannot become one_for_one"):
+            sup.reload(_board(groups=_group("devices: []")))
+        assert first.read(NEXT, 4) == 1
+
+
+def test_code_change_groups() -> None:
+    """Groups follow the same rules: a new one is down, a missing one goes on, nobody moves between them."""
+    one = _group('devices: [{name: x, device: "tests.devices.counting:Counting"}]')
+    with census(), Supervisor(_board("a")) as sup:
+        assert sup.reload(_board("a", groups=one)).added == ("x",)
+        assert [(s.name, s.state) for s in sup.which_devices()] == [("g", "down"), ("a", "ready")]
+        sup.start_device("g")
+        while sup["x"].state != "ready":
+            sup.dispatch(1)
+        assert sup["x"].read(NEXT, 4) == 1
+        with pytest.raises(LocalError, match="'x' cannot move from group 'g' to no group"):
+            sup.reload(_board("a", "x"))
+        with pytest.raises(LocalError, match="from a device into a group"):
+            sup.reload(_board("b", groups=one.replace("name: g", "name: a").replace("name: x", "name: y")))
+        assert sup.reload(_board("a")).left == ("x",)
+        assert sup["x"].read(NEXT, 4) == 2
+
+
+LEADER = "leader restart: transient, significant: SIGNIFICANT"
+
+
+def _significant(auto_shutdown: str, *, leader: bool = True) -> Config:
+    return _board(
+        LEADER.replace("SIGNIFICANT", "true" if leader else "false"),
+        "second restart: transient, significant: " + ("false" if auto_shutdown == "never" else "true"),
+        supervisor=f"auto_shutdown: {auto_shutdown}",
+    )
+
+
+def _leave(sup: Supervisor, name: str) -> None:
+    with pytest.raises(DeviceGone):
+        sup[name].write(4, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ends_with"),
+    [
+        ("never", "any_significant", 1),
+        ("any_significant", "never", None),
+        ("never", "all_significant", 2),
+        ("all_significant", "never", None),
+        ("any_significant", "all_significant", 2),
+        ("all_significant", "any_significant", 1),
+    ],
+)
+def test_significant_upgrade(before: str, after: str, ends_with: int | None) -> None:
+    """auto_shutdown that a reload changes counts for the devices that run already."""
+    with census(), Supervisor(_significant(before, leader=before != "never")) as sup:
+        sup.reload(_significant(after, leader=after != "never"))
+        for count, name in enumerate(("leader", "second"), start=1):
+            _leave(sup, name)
+            while sup[name].state not in ("finished", "down"):
+                sup.dispatch(1)
+            if ends_with == count:
+                while sup.outcome is None:
+                    sup.dispatch(1)
+                assert sup.outcome.kind is OutcomeKind.AUTO_SHUTDOWN
+                return
+            assert sup.outcome is None
+        assert ends_with is None
+
+
+def test_significant_upgrade_child() -> None:
+    """A mark that cannot be is refused with the old rules kept; one left behind needs its auto_shutdown."""
+    with census(), Supervisor(_significant("any_significant")) as sup:
+        with pytest.raises(LocalError, match="significant and stays until it is removed"):
+            sup.reload(_board("other"))
+        sup.reload(_significant("any_significant", leader=False))
+        _leave(sup, "leader")
+        while sup["leader"].state != "finished":
+            sup.dispatch(1)
+        assert sup.outcome is None
+        assert not any(isinstance(one, DeviceFailed) for one in sup.events())
