@@ -27,10 +27,15 @@ from supervisor.errors import EnvironmentFault, PeerError
 from supervisor.launch.zygote import zygote_main
 from supervisor.messages_pb2 import Fork, ZygoteReport
 from supervisor.tube import Descriptor, Disconnected, ProtoTube, TubeError, TubeSystemError, TubeTimeout
-from supervisor.worker.entry import PROTOCOL_VERSION
+from supervisor.worker.entry import PR_SET_PDEATHSIG, PROTOCOL_VERSION
 
 __all__ = ["Exited", "ForkFailed", "Forked", "LaunchReport", "Launcher", "WorkerProcess"]
 
+# Before anything else is imported: a supervisor may die while its zygote has not come to ``zygote_main`` yet.
+_DIE_WITH_PARENT = (
+    f"import ctypes, os; ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGKILL)}, 0, 0, 0); "
+    "os.getppid() == {parent} or os._exit(0); "
+)
 ORDERS_IN_FLIGHT = 64  # a default socket queue holds 278 packets; each order carries two descriptors
 ZYGOTE_END_WAIT_S = 2.0  # it ends within milliseconds, unless something that it imports never returns
 PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
@@ -411,6 +416,8 @@ class _ZygotePopen(popen_spawn_posix.Popen):  # type: ignore[misc]
         self.finalizer = util.Finalize(self, util.close_fds, (sentinel, we_write))
         try:
             command = spawn.get_command_line(tracker_fd=None, pipe_handle=child_reads)
+            program = command.index("-c") + 1
+            command[program] = _DIE_WITH_PARENT.format(parent=os.getpid()) + command[program]
             self._fds += [child_reads, child_writes]
             with _signals_of_the_terminal_blocked():
                 self.pid = util.spawnv_passfds(spawn.get_executable(), command, self._fds)
