@@ -17,10 +17,18 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from supervisor.errors import EnvironmentFault
 from supervisor.launch.launcher import Exited, Forked, ForkFailed, Launcher, WorkerProcess
 from supervisor.messages_pb2 import WorkerMessage
 from supervisor.reactor import Reactor
-from supervisor.tube import Descriptor, Disconnected, TubeError, TubeTimeout
+from supervisor.tube import (
+    Descriptor,
+    DescriptorsLost,
+    Disconnected,
+    TubeError,
+    TubeSystemError,
+    TubeTimeout,
+)
 from supervisor.tube.process import process_of_pidfd
 from supervisor.worker.entry import PROTOCOL_VERSION
 
@@ -84,14 +92,14 @@ class Processes:
         return self._launcher.pid
 
     def start(self) -> None:
-        """Starts the zygote. Raises ``OSError`` where the system refuses."""
+        """Starts the zygote. Raises :class:`~supervisor.errors.EnvironmentFault` where the system refuses."""
         self._launcher.start()
         self._follow_launcher()
 
     def take(self) -> WorkerProcess:
         """A worker for a device: a spare that has said Hello, or else one that is ordered now.
 
-        Raises ``OSError`` where the system has no descriptors left.
+        Raises :class:`~supervisor.errors.EnvironmentFault` where the system has no descriptors left.
         """
         worker = self._spares.popleft() if self._spares else self._order()
         self._taken.add(worker.ticket)
@@ -104,7 +112,7 @@ class Processes:
 
     def refill(self) -> None:
         """Orders what is missing in spares. Called after a restart, so that it does not delay one."""
-        with contextlib.suppress(OSError):  # no descriptors to spare: the next death forks on demand
+        with contextlib.suppress(EnvironmentFault):  # no descriptors to spare: the next death forks on demand
             for _ in range(self._spares_wanted - (len(self._known) - len(self._taken))):
                 self._order()
 
@@ -226,7 +234,8 @@ class Processes:
         except Disconnected:
             self._on_mute(worker)
         except (TubeError, BrokenContract) as error:
-            worker.broke = f"broke the contract: {error}"
+            ours = isinstance(error, DescriptorsLost | TubeSystemError)
+            worker.broke = f"cannot be heard: {error}" if ours else f"broke the contract: {error}"
             _log.warning("worker %d %s", worker.pid, worker.broke)
             self._on_mute(worker)
 

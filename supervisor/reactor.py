@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from supervisor import policy
+from supervisor.errors import EnvironmentFault
 from supervisor.policy.actions import Action, AskStop, Finished, Forget, Kill, Report, Spawn
 from supervisor.policy.events import Event, Tick
 from supervisor.policy.records import Outcome, Record
@@ -68,7 +69,10 @@ class Reactor:
     """Watches descriptors, runs the policy, keeps the records. ``fileno()`` is for somebody else's loop."""
 
     def __init__(self, spec: policy.SupervisorSpec) -> None:
-        self._epoll = select.epoll()
+        try:
+            self._epoll = select.epoll()
+        except OSError as error:
+            raise EnvironmentFault("there is no descriptor for the loop") from error
         self._callbacks: dict[int, tuple[int, Callable[[int], None]]] = {}
         self._serial = 0
         self._timers: list[Timer] = []

@@ -17,6 +17,7 @@ from functools import partial
 from supervisor import policy
 from supervisor.config import Config, DeviceConfig
 from supervisor.conversation import Conversation
+from supervisor.errors import EnvironmentFault
 from supervisor.handle import Clock, DeviceFacts, DeviceHandle
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import WorkerMessage
@@ -59,8 +60,13 @@ class Workers:
         self._conversation = Conversation(reactor, lambda: self._clock(), self._on_ready)
         self._departed: list[RemoteHandle] = []
         self.on_forget: Callable[[DeviceHandle], None] = lambda _handle: None
-        for device in config.devices:
-            self._seats[device.name] = self._make_seat(device)
+        try:
+            for device in config.devices:
+                self._seats[device.name] = self._make_seat(device)
+        except OSError as error:
+            self.close()
+            reactor.close()  # nobody closes a supervisor that could not be built
+            raise EnvironmentFault(f"{device.name}: there is no room for its journal") from error
         self.handles: Mapping[str, RemoteHandle] = self._by_name()
 
     def _make_seat(self, device: DeviceConfig) -> Seat:
@@ -158,8 +164,8 @@ class Workers:
         seat.prepare(generation)
         try:
             worker = self.processes.take()
-        except OSError as error:
-            self._reactor.post(SpawnFailed(name, generation, str(error)))
+        except EnvironmentFault as error:
+            self._reactor.post(SpawnFailed(name, generation, f"{error}: {error.__cause__}"))
             return
         seat.worker = worker
         self._by_ticket[worker.ticket] = seat

@@ -23,14 +23,19 @@ from typing import Any
 
 from multiprocess import context, popen_spawn_posix, spawn, util
 
-from supervisor.errors import PeerError
+from supervisor.errors import EnvironmentFault, PeerError
 from supervisor.launch.zygote import zygote_main
 from supervisor.messages_pb2 import Fork, ZygoteReport
-from supervisor.tube import Descriptor, Disconnected, ProtoTube, TubeTimeout
-from supervisor.worker.entry import PROTOCOL_VERSION
+from supervisor.tube import Descriptor, Disconnected, ProtoTube, TubeError, TubeSystemError, TubeTimeout
+from supervisor.worker.entry import PR_SET_PDEATHSIG, PROTOCOL_VERSION
 
 __all__ = ["Exited", "ForkFailed", "Forked", "LaunchReport", "Launcher", "WorkerProcess"]
 
+# Before anything else is imported: a supervisor may die while its zygote has not come to ``zygote_main`` yet.
+_DIE_WITH_PARENT = (
+    f"import ctypes, os; ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGKILL)}, 0, 0, 0); "
+    "os.getppid() == {parent} or os._exit(0); "
+)
 ORDERS_IN_FLIGHT = 64  # a default socket queue holds 278 packets; each order carries two descriptors
 ZYGOTE_END_WAIT_S = 2.0  # it ends within milliseconds, unless something that it imports never returns
 PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
@@ -106,7 +111,11 @@ LaunchReport = Forked | ForkFailed | Exited
 
 
 class Launcher:
-    """Owns the zygote. ``fileno()`` is readable when there are reports; each new zygote brings a new one."""
+    """Owns the zygote. ``fileno()`` is readable when there are reports; each new zygote brings a new one.
+
+    The zygote reports a fork with a pidfd. For each one that is due a descriptor is kept free from the order
+    on (``_kept_free``): where none is left the order is refused, and no report is ever lost.
+    """
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
         self._preload = tuple(preload)
@@ -114,6 +123,7 @@ class Launcher:
         self._waiting: deque[tuple[WorkerProcess, tuple[Any, ...]]] = deque()
         self._ordered: dict[int, WorkerProcess] = {}
         self._alive: dict[int, WorkerProcess] = {}
+        self._kept_free: list[int] = []
         self._process: Any = None
         self._tube: ProtoTube | None = None
         self._ready = False
@@ -140,9 +150,16 @@ class Launcher:
         return self._tube.fileno()
 
     def start(self) -> None:
-        """Starts the zygote unless it runs; returns at once. Raises ``OSError`` where the system refuses."""
+        """Starts the zygote unless it runs; returns at once.
+
+        Raises :class:`~supervisor.errors.EnvironmentFault` where the system refuses.
+        """
         if self._tube is not None:
             return
+        with _refusals("the zygote cannot be started"):
+            self._start()
+
+    def _start(self) -> None:
         ours, theirs = ProtoTube.pair()
         try:
             process = _ZygoteProcess(
@@ -162,27 +179,38 @@ class Launcher:
     def fork(self) -> WorkerProcess:
         """Orders a worker; :class:`Forked` or :class:`ForkFailed` follows. Starts a zygote if there is none.
 
-        Raises ``OSError`` where the system has no descriptors left.
+        Raises :class:`~supervisor.errors.EnvironmentFault` where the system has no descriptors left.
         """
         self.start()
-        self._tickets += 1
-        ours, theirs = ProtoTube.pair()
-        try:
-            read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        except OSError:
-            ours.close()
-            theirs.close()
-            raise
-        os.set_blocking(read_end, False)
-        worker = WorkerProcess(self._tickets, ours, Descriptor(read_end))
-        self._waiting.append((worker, (theirs, Descriptor(write_end))))
+        with _refusals("no worker can be ordered"):
+            worker = self._order()
         self._send_orders()
+        return worker
+
+    def _order(self) -> WorkerProcess:
+        """Everything that a worker will need of us, now or never."""
+        with contextlib.ExitStack() as undo:
+            ours, theirs = ProtoTube.pair()
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
+            ours.close_notifier.fileno()  # it is made when it is first asked for
+            read_end, write_end = (Descriptor(fd) for fd in os.pipe2(os.O_CLOEXEC))
+            undo.callback(read_end.close)
+            undo.callback(write_end.close)
+            self._kept_free.append(os.dup(read_end.fileno()))
+            undo.pop_all()
+        os.set_blocking(read_end.fileno(), False)
+        self._tickets += 1
+        worker = WorkerProcess(self._tickets, ours, read_end)
+        self._waiting.append((worker, (theirs, write_end)))
         return worker
 
     def reports(self) -> list[LaunchReport]:
         """What the zygote has reported since, without blocking."""
         found: list[LaunchReport] = []
         while self._tube is not None:
+            if self._kept_free:
+                os.close(self._kept_free.pop())
             try:
                 received = self._tube.recv_proto_with_fds(ZygoteReport, timeout=0, max_fds=1)
             except TubeTimeout:
@@ -190,9 +218,28 @@ class Launcher:
             except Disconnected:
                 found += self._lose_zygote()
                 break
+            except TubeError:  # whatever it was about, nobody will ever know
+                self.kill_zygote()
+                found += self._lose_zygote()
+                break
+            if received.pidfd is not None:
+                received.pidfd.close()
             found += self._judge(received.message, received.descriptors)
-        self._send_orders()
+            self._keep_free()
+        self._keep_free()
+        try:
+            self._send_orders()
+        except EnvironmentFault as error:  # there is no zygote, and none can be had
+            found += self._refuse_waiting(f"{error}: {error.__cause__}")
         return found
+
+    def _keep_free(self) -> None:
+        """As many descriptors as forks will be reported; fewer, where somebody else has taken them."""
+        while len(self._kept_free) > len(self._waiting) + len(self._ordered):
+            os.close(self._kept_free.pop())
+        with contextlib.suppress(OSError):
+            while len(self._kept_free) < len(self._waiting) + len(self._ordered):
+                self._kept_free.append(os.dup(0 if self._tube is None else self._tube.fileno()))
 
     def awaits_exit(self, worker: WorkerProcess) -> bool:
         """True while the zygote that forked ``worker`` lives and has not reported its end."""
@@ -224,6 +271,8 @@ class Launcher:
                 end.close()
             worker.close()
         self._waiting.clear()
+        self._ordered.clear()
+        self._keep_free()
         if self._tube is not None:
             self._tube.close()
             self._tube = None
@@ -302,17 +351,34 @@ class Launcher:
         failed: list[LaunchReport] = []
         if not self._ready:
             why = f"the zygote ended with exit code {exitcode} before it was ready"
-            for worker, ends in self._waiting:
-                for end in ends:
-                    end.close()
-                failed.append(ForkFailed(worker, why))
+            failed += self._refuse_waiting(why)
             failed += [ForkFailed(worker, why) for worker in self._ordered.values()]
-            self._waiting.clear()
         else:
             for worker in self._ordered.values():
                 worker.lost = True
         self._ordered.clear()
         return failed
+
+    def _refuse_waiting(self, why: str) -> list[LaunchReport]:
+        """Orders that have not been sent, and never will be."""
+        failed: list[LaunchReport] = []
+        for worker, ends in self._waiting:
+            for end in ends:
+                end.close()
+            failed.append(ForkFailed(worker, why))
+        self._waiting.clear()
+        return failed
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """What the system refuses leaves as one kind of error."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(what) from error
+    except TubeSystemError as error:
+        raise EnvironmentFault(what) from error.__cause__ or error
 
 
 @dataclass(slots=True)
@@ -341,17 +407,27 @@ class _ZygotePopen(popen_spawn_posix.Popen):  # type: ignore[misc]
         finally:
             context.set_spawning_popen(None)
         sentinel, child_writes = os.pipe()
-        child_reads, we_write = os.pipe()
+        try:
+            child_reads, we_write = os.pipe()
+        except OSError:
+            os.close(sentinel)
+            os.close(child_writes)
+            raise
+        self.finalizer = util.Finalize(self, util.close_fds, (sentinel, we_write))
         try:
             command = spawn.get_command_line(tracker_fd=None, pipe_handle=child_reads)
+            program = command.index("-c") + 1
+            command[program] = _DIE_WITH_PARENT.format(parent=os.getpid()) + command[program]
             self._fds += [child_reads, child_writes]
             with _signals_of_the_terminal_blocked():
                 self.pid = util.spawnv_passfds(spawn.get_executable(), command, self._fds)
             self.sentinel = sentinel
             with open(we_write, "wb", closefd=False) as stream:
                 stream.write(pickled.getbuffer())
+        except BaseException:
+            self.finalizer()
+            raise
         finally:
-            self.finalizer = util.Finalize(self, util.close_fds, (sentinel, we_write))
             os.close(child_reads)
             os.close(child_writes)
 

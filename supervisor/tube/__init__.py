@@ -26,6 +26,7 @@ from supervisor.tube.descriptor import Descriptor, Eventfd
 from supervisor.tube.errors import (
     BadDescriptor,
     Closed,
+    DescriptorsLost,
     Disconnected,
     MalformedMessage,
     MessageTooLarge,
@@ -54,6 +55,7 @@ __all__ = [
     "Closed",
     "Descriptor",
     "DescriptorBroker",
+    "DescriptorsLost",
     "Disconnected",
     "DuplicateHandleTube",
     "DuplicateReply",

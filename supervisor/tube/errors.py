@@ -12,6 +12,7 @@
     │   ├── Disconnected       it is gone, and everything it sent has been received
     │   │   └── Undelivered    it is gone and had not taken everything that we sent
     │   ├── TruncatedMessage   bytes or descriptors of its message were lost
+    │   │   └── DescriptorsLost    ... because our own table is full (also EnvironmentFault)
     │   ├── MalformedMessage   its bytes are not a message of the expected kind
     │   ├── UnexpectedFds      it sent descriptors where none, or fewer, are allowed
     │   ├── WrongPeer          the packet comes from another process than ``target_pid``
@@ -36,6 +37,7 @@ from supervisor.errors import EnvironmentFault, LocalError, PeerError, Tubevisor
 __all__ = [
     "BadDescriptor",
     "Closed",
+    "DescriptorsLost",
     "Disconnected",
     "MalformedMessage",
     "MessageTooLarge",
@@ -93,6 +95,10 @@ class Undelivered(Disconnected):
 
 class TruncatedMessage(TubeError, PeerError):
     """Part of a message was lost: bytes (MSG_TRUNC), descriptors (MSG_CTRUNC), or the rest of a stream."""
+
+
+class DescriptorsLost(TruncatedMessage, EnvironmentFault):
+    """Descriptors of a message were lost (MSG_CTRUNC) because our own table of them is full."""
 
 
 class MalformedMessage(TubeError, PeerError):

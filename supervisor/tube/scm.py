@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from supervisor.tube.descriptor import Descriptor, close_all
 from supervisor.tube.errors import (
     BadDescriptor,
+    DescriptorsLost,
     Disconnected,
     MalformedMessage,
     MessageTooLarge,
@@ -196,7 +197,7 @@ def _own(data: bytes, control: list[tuple[int, int, bytes]], flags: int) -> Arri
             pid = None if pid == 0 and uid == _OVERFLOW_ID else pid
     try:
         if flags & _CTRUNC:
-            raise TruncatedMessage("descriptors of a packet were lost (MSG_CTRUNC): our own limit is too low")
+            raise DescriptorsLost("descriptors of a packet were lost (MSG_CTRUNC): our own limit is too low")
         if flags & _TRUNC:
             raise TruncatedMessage("bytes of a packet were lost (MSG_TRUNC): it is larger than we allow")
         if not data and control:
