@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import select
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from supervisor.tube import Closed
 from tests import steps
-from tests.steps import SIGNALS, Control, Point, choose
+from tests.steps import SIGNALS, Control, Point, StepTracer, choose, trace_here
 from tests.twins import Act, Twins
 
-__all__ = ["Strikes", "shared_control"]
+__all__ = ["Strikes", "shared_control", "strike_from_here"]
 
 TRIES = 12  # some points are passed on the way to sleep or out of it only
 
@@ -31,6 +34,33 @@ def shared_control(folder: Path) -> Iterator[Control]:
     finally:
         del os.environ[steps.CONTROL]
         control.close()
+
+
+def strike_from_here(control: Control, pair: Twins) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """What traces this process, the supervisor's, and strikes the worker when it comes to the point."""
+    tracer = StepTracer(
+        control.words,
+        steps.SUPERVISOR_FILES,
+        lambda number: _strike_worker(pair, number),
+        role=steps.SUPERVISOR,
+    )
+    return lambda: trace_here(tracer)
+
+
+def _strike_worker(pair: Twins, number: int) -> bool:
+    """Signals the process that sits in the device's seat, if there is one; returns when a kill has worked."""
+    worker = pair.seat().worker
+    if worker is None or worker.pidfd is None:
+        return False
+    try:
+        signal.pidfd_send_signal(worker.pidfd.fileno(), number)
+    except (ProcessLookupError, Closed):
+        return False  # it is being put away just now
+    if number == signal.SIGKILL:
+        poller = select.poll()
+        poller.register(worker.pidfd.fileno(), select.POLLIN)
+        poller.poll()
+    return True
 
 
 class Strikes:

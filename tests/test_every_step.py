@@ -9,20 +9,17 @@ whose seed is printed.
 from __future__ import annotations
 
 import contextlib
-import select
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from supervisor.tube import Closed
 from supervisor.worker.records import InputKind
 from tests import steps
 from tests.chaos import census
 from tests.devices.stepped import Stepped
-from tests.steps import SIGNALS, StepTracer, trace_here
-from tests.strikes import Strikes, shared_control
+from tests.steps import SIGNALS
+from tests.strikes import Strikes, shared_control, strike_from_here
 from tests.twins import Act, Side, Twins, ask, twins
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(steps.TIMEOUT_S)]
@@ -163,28 +160,6 @@ def test_given_worker_struck_before_each_line_of_the_supervisor_nothing_is_lost_
 ) -> None:
     """Whatever the supervisor is about to do, its worker is dead, or stands still, when it does it."""
     with shared_control(tmp_path) as control, _pair(kind, fault) as pair:
-        tracer = StepTracer(
-            control.words,
-            steps.SUPERVISOR_FILES,
-            lambda number: _strike_worker(pair, number),
-            role=steps.SUPERVISOR,
-        )
-        strikes = Strikes(pair, KINDS[kind], fresh=kind in FRESH, around=lambda: trace_here(tracer))
+        strikes = Strikes(pair, KINDS[kind], fresh=kind in FRESH, around=strike_from_here(control, pair))
         strikes.strike_all(control, steps.SUPERVISOR, fault, MOST[fault])
     assert strikes.placed
-
-
-def _strike_worker(pair: Twins, number: int) -> bool:
-    """Signals the process that sits in the device's seat, if there is one; returns when a kill has worked."""
-    worker = pair.seat().worker
-    if worker is None or worker.pidfd is None:
-        return False
-    try:
-        signal.pidfd_send_signal(worker.pidfd.fileno(), number)
-    except (ProcessLookupError, Closed):
-        return False  # it is being put away just now
-    if number == signal.SIGKILL:
-        poller = select.poll()
-        poller.register(worker.pidfd.fileno(), select.POLLIN)
-        poller.poll()
-    return True

@@ -28,7 +28,8 @@ from tests.chaos import COUNTING, board, census, living_descendants
 
 pytestmark = pytest.mark.chaos
 
-HOSTILE = 'device: "tests.devices.hostile:Hostile", backoff: {max: 0s}, request_timeout: 500ms, poison: 1'
+HOSTILE = 'device: "tests.devices.hostile:Hostile", backoff: {max: 0s}, poison: 1'
+IMPATIENT = ", request_timeout: 500ms"
 DEADLINE_S = 30.0
 
 
@@ -93,10 +94,10 @@ NUISANCES = ("flood", "flood_of_logs", "answers_twice")
 
 
 @contextlib.contextmanager
-def _hostile_and_neighbour(supervisor: str = "") -> Iterator[Supervisor]:
-    config = board(
-        f"name: hostile, {HOSTILE}", COUNTING, supervisor=supervisor or "intensity: 5, on_give_up: isolate"
-    )
+def _hostile_and_neighbour(
+    supervisor: str = "intensity: 5, on_give_up: isolate", *, device: str = HOSTILE + IMPATIENT
+) -> Iterator[Supervisor]:
+    config = board(f"name: hostile, {device}", COUNTING, supervisor=supervisor)
     with census(), Supervisor(config) as sup:
         yield sup
 
@@ -155,7 +156,7 @@ def test_given_attack_it_ends_in_its_report_and_the_neighbour_is_answered(attack
 @pytest.mark.parametrize("attack", NUISANCES)
 def test_given_nuisance_it_is_borne_and_delays_nobody(attack: str) -> None:
     """Floods of messages, logs and answers are the worker's own trouble: all requests are answered."""
-    with _hostile_and_neighbour() as sup:
+    with _hostile_and_neighbour(device=HOSTILE) as sup:
         sup["hostile"].call_bytes(attack.encode())
         assert sup["counter"].read(0x04, 4) == 1
         assert sup["hostile"].read(0x04, 4) == 2

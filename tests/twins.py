@@ -81,13 +81,14 @@ def ask(side: Side, kind: InputKind, offset: int = 0, value: int = 0, payload: b
 class Twins:
     """``both`` does the same with the device in a worker and with its twin, and holds them to each other."""
 
-    def __init__(self, sup: Supervisor, device_class: type[Device], device: str) -> None:
+    def __init__(
+        self, sup: Supervisor, device_class: type[Device], device: str, real_clock: list[int]
+    ) -> None:
         self.sup = sup
         self._class = device_class
         self._device = device
         self._clock = [0]
-        self._real_clock = [0]
-        sup.clock = lambda: self._real_clock[0]
+        self._real_clock = real_clock
         self._born = 0
         self._begin("dut")
 
@@ -159,5 +160,7 @@ def twins(
         inside += ", heartbeat: {every: 20ms, timeout: 60ms}, hello_timeout: 250ms, start_timeout: 250ms"
         inside += ", stop_timeout: 250ms"
     whole = f"intensity: 1000000, period: 1s, spares: {spares}, preload: [tests.devices.stepped]"
-    with Supervisor(board(_entry("dut", inside)[1:-1], supervisor=whole)) as sup:
-        yield Twins(sup, device_class, inside)
+    supervisor, clock = Supervisor(board(_entry("dut", inside)[1:-1], supervisor=whole)), [0]
+    supervisor.clock = lambda: clock[0]
+    with supervisor as sup:
+        yield Twins(sup, device_class, inside, clock)
