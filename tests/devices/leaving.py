@@ -16,6 +16,7 @@ class Leaving(Device):
     @dataclass
     class Options:
         unless: str = ""
+        stop_code: int = 0
 
     STARTS = Register(0)
     EXIT = Task(4)
@@ -27,6 +28,13 @@ class Leaving(Device):
     def start(self, ctx: Context) -> None:
         if ctx.options.unless and Path(ctx.options.unless).exists():
             raise Ignore(f"{ctx.options.unless} is there")
+
+    def receive(self, data: bytes) -> None:
+        os._exit(data[0])
+
+    def stop(self) -> None:
+        if self.ctx.options.stop_code:
+            os._exit(self.ctx.options.stop_code)
 
     @EXIT.on_write
     def _exit(self, value: int) -> None:

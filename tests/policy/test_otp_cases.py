@@ -2,8 +2,8 @@
 
 Each test is called ``test_`` and the name of the case it restates. What OTP starts by a function that
 returns, starts here by a process that says Ready; what ends there for the reason ``normal`` or ``shutdown``,
-exits here with a clean code. Supervisors of one template, trees of supervisors and reloads have a module of
-their own, ``test_otp_trees``.
+exits here with a clean code. The list of all cases, and the tests on real processes, are in
+``tests/test_otp_suite.py``.
 """
 
 from __future__ import annotations
