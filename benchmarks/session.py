@@ -1,51 +1,89 @@
-"""The micro:bit session beside itself: all devices in the emulator's process, and each in one of its own.
+"""The micro:bit session: all devices in the emulator's process, each in one of its own, and under chaos.
 
-Runs in turn, so that a drift of the machine's speed hits both, and prints medians and their ratio. Only the
-guest's run is measured, not the start of the processes. Usage: python benchmarks/session.py [RUNS]
+Only the guest's run is measured, not the start of the processes. Where the firmware is not there, the
+built-in demo guest runs instead, and the table says so.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
-import statistics
-import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from machines.microbit import Microbit
+from benchmarks.measure import Contender, Plan, Subject, Table, measure
+from benchmarks.peers import Peers
 from supervisor import Supervisor, load_config
+from supervisor.chaos import ChaosRule, Monkey
 
-CONFIG = Path(__file__).parent.parent / "config"
+__all__ = ["tables"]
 
-
-def run_session(*, in_process: bool) -> tuple[float, str]:
-    """(Seconds that the session took, what the guest printed)."""
-    override = f"supervisor.in_process={'true' if in_process else 'false'}"
-    config = load_config(CONFIG / "microbit.yaml", overrides=[override])
-    assert config.machine is not None
-    output = io.StringIO()
-    with Supervisor(config) as sup, open(CONFIG / "session.txt") as typed:
-        machine = Microbit(sup, **config.machine.options, stdin=typed, stdout=output)
-        began = time.perf_counter()
-        machine.run()
-        return time.perf_counter() - began, output.getvalue()
+ROOT = Path(__file__).parent.parent
+FIRMWARE = ROOT / ".cache" / "firmware" / "firmware.hex"
+CHAOS = "kill=*,every=10ms,jitter=0.5"
+HERE, THERE = "in the emulator's process", "a process for each device"
+UNDER_CHAOS = "the same under chaos"
+HOW = """\
+A session is typed at the console of {}, from its first instruction to its last; the start of the devices'
+processes is not in it. Under chaos, `{}` kills devices all the while. {}"""
 
 
-def main() -> None:
-    """Prints the table."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    took: dict[bool, list[float]] = {True: [], False: []}
-    printed = set()
-    for _ in range(runs):
-        for in_process in (True, False):
-            seconds, text = run_session(in_process=in_process)
-            took[in_process].append(seconds)
-            printed.add(text)
-    here, there = statistics.median(took[True]), statistics.median(took[False])
-    print(f"in the emulator's process   {here:.2f} s (median of {runs})")
-    print(f"a process for each device   {there:.2f} s, ratio {there / here:.2f}")
-    print("the guest printed the same" if len(printed) == 1 else "THE GUEST PRINTED DIFFERENT THINGS")
+@dataclass
+class _Board:
+    """The board whose session is run, and what has come of it."""
+
+    name: str
+    plan: Plan
+    printed: set[str] = field(default_factory=set)
+    kills: list[int] = field(default_factory=list)
+
+    def run(self, *, in_process: bool, chaos: bool = False) -> list[int]:
+        """A turn: ns that the guest took."""
+        override = f"supervisor.in_process={str(in_process).lower()}"
+        config = load_config(ROOT / "config" / f"{self.name}.yaml", overrides=[override])
+        assert config.machine is not None
+        module, _, name = config.machine.machine_class.partition(":")
+        machine_class: Any = getattr(importlib.import_module(module), name)
+        lines = (ROOT / "config" / f"{self.name}.session.txt").read_text().splitlines(keepends=True)
+        typed = "".join(lines[: self.plan.effort.session_lines])
+        output = io.StringIO()
+        with Supervisor(config) as sup:
+            machine = machine_class(sup, **config.machine.options, stdin=io.StringIO(typed), stdout=output)
+            rule = f"{CHAOS},seed={self.plan.chooser.randrange(2**32)}"
+            monkey = Monkey(sup, [ChaosRule.parse(rule)] if chaos else [])
+            monkey.start()
+            began_ns = time.perf_counter_ns()
+            machine.run()
+            took_ns = time.perf_counter_ns() - began_ns
+            monkey.stop()
+        self.printed.add(output.getvalue())
+        if chaos:
+            self.kills.append(sum(monkey.kills.values()))
+        return [took_ns]
 
 
-if __name__ == "__main__":
-    main()
+def tables(plan: Plan, _peers: Peers) -> Iterator[Table]:
+    """One table. Its text tells how many devices were killed, and whether the guest printed the same."""
+    has_firmware = FIRMWARE.exists() and plan.effort.session_lines is None
+    board = _Board("microbit" if has_firmware else "demo", plan)
+    who = "unmodified MicroPython for the BBC micro:bit" if has_firmware else "the built-in demo guest"
+    contenders = [
+        Contender(HERE, lambda: board.run(in_process=True)),
+        Contender(THERE, lambda: board.run(in_process=False)),
+        Contender(UNDER_CHAOS, lambda: board.run(in_process=False, chaos=True)),
+    ]
+    subject = Subject(key="session", title=f"the {board.name} session", ours=(THERE, UNDER_CHAOS), floor=HERE)
+    table = measure(subject, contenders, plan.effort.sessions, plan)
+    yield _with_how(table, HOW.format(who, CHAOS, _verdict(board)))
+
+
+def _verdict(board: _Board) -> str:
+    same = "the same in every run" if len(board.printed) == 1 else "DIFFERENT THINGS"
+    return f"The guest printed {same}; there were {min(board.kills)} to {max(board.kills)} kills a session."
+
+
+def _with_how(table: Table, how: str) -> Table:
+    return replace(table, subject=replace(table.subject, how=how))

@@ -2,8 +2,9 @@
 
 What one kind of input makes a process run is recorded first, undisturbed; then each of these points is struck
 in turn while the same kind of input is handled again, and every reply, register, level, alarm and output must
-be the one of a twin that nobody kills. ``TUBEVISOR_EXHAUSTIVE=1`` strikes at all points; else at a sample,
-whose seed is printed.
+be the one of a twin that nobody kills. A sample of the points is struck, whose seed is printed; with
+``TUBEVISOR_EXHAUSTIVE=1`` all of them, and in the commit and the journal each bytecode instruction. That
+takes an hour; pass ``-o faulthandler_timeout=0``, which cannot look into a process that is traced.
 """
 
 from __future__ import annotations

@@ -3,39 +3,29 @@
 Never blocks: an order goes out when the zygote has room for it, an answer comes in through ``fileno()``. A
 worker's end is known from its pidfd; its exit status is a note that the zygote sends, or, where the zygote
 has died as well, what the kernel still tells (PIDFD_GET_INFO, Linux 6.15), or nothing.
-
-``multiprocess`` is used through private parts of one pinned version (see ``_ZygotePopen``): its own way of
-spawning would import the user's ``__main__`` a second time and start a resource tracker of no use to us.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import os
 import signal
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from multiprocess import context, popen_spawn_posix, spawn, util
-
 from supervisor.errors import EnvironmentFault, PeerError
+from supervisor.launch.spawn import Inherited, ZygoteProcess
 from supervisor.launch.zygote import zygote_main
 from supervisor.messages_pb2 import Fork, ZygoteReport
 from supervisor.tube import Descriptor, Disconnected, ProtoTube, TubeError, TubeSystemError, TubeTimeout
-from supervisor.worker.entry import PR_SET_PDEATHSIG, PROTOCOL_VERSION
+from supervisor.worker.entry import PROTOCOL_VERSION
 
 __all__ = ["Exited", "ForkFailed", "Forked", "LaunchReport", "Launcher", "WorkerProcess"]
 
-# Before anything else is imported: a supervisor may die while its zygote has not come to ``zygote_main`` yet.
-_DIE_WITH_PARENT = (
-    f"import ctypes, os; ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGKILL)}, 0, 0, 0); "
-    "os.getppid() == {parent} or os._exit(0); "
-)
 ORDERS_IN_FLIGHT = 64  # a default socket queue holds 278 packets; each order carries two descriptors
 ZYGOTE_END_WAIT_S = 2.0  # it ends within milliseconds, unless something that it imports never returns
 PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
@@ -162,10 +152,10 @@ class Launcher:
     def _start(self) -> None:
         ours, theirs = ProtoTube.pair()
         try:
-            process = _ZygoteProcess(
+            process = ZygoteProcess(
                 target=zygote_main,
                 name="tubevisor-zygote",
-                args=(_Inherited(theirs.fileno()), os.getpid(), self._preload),
+                args=(Inherited(theirs.fileno()), os.getpid(), self._preload),
                 daemon=True,
             )
             process.start()
@@ -379,73 +369,6 @@ def _refusals(what: str) -> Iterator[None]:
         raise EnvironmentFault(what) from error
     except TubeSystemError as error:
         raise EnvironmentFault(what) from error.__cause__ or error
-
-
-@dataclass(slots=True)
-class _Inherited:
-    """A descriptor that the new process gets under a number of its own choice."""
-
-    fd: int
-    _kept: list[int] = field(default_factory=list)
-
-    def __reduce__(self) -> tuple[Any, tuple[int]]:
-        return int, (context.get_spawning_popen().duplicate_for_child(self.fd),)
-
-
-class _ZygotePopen(popen_spawn_posix.Popen):  # type: ignore[misc]
-    """Spawns without the user's ``__main__`` and without a resource tracker."""
-
-    def _launch(self, process: Any) -> None:
-        preparation = spawn.get_preparation_data(process._name)
-        for key in ("init_main_from_name", "init_main_from_path"):
-            preparation.pop(key, None)
-        pickled = io.BytesIO()
-        context.set_spawning_popen(self)
-        try:
-            context.reduction.dump(preparation, pickled)
-            context.reduction.dump(process, pickled)
-        finally:
-            context.set_spawning_popen(None)
-        sentinel, child_writes = os.pipe()
-        try:
-            child_reads, we_write = os.pipe()
-        except OSError:
-            os.close(sentinel)
-            os.close(child_writes)
-            raise
-        self.finalizer = util.Finalize(self, util.close_fds, (sentinel, we_write))
-        try:
-            command = spawn.get_command_line(tracker_fd=None, pipe_handle=child_reads)
-            program = command.index("-c") + 1
-            command[program] = _DIE_WITH_PARENT.format(parent=os.getpid()) + command[program]
-            self._fds += [child_reads, child_writes]
-            with _signals_of_the_terminal_blocked():
-                self.pid = util.spawnv_passfds(spawn.get_executable(), command, self._fds)
-            self.sentinel = sentinel
-            with open(we_write, "wb", closefd=False) as stream:
-                stream.write(pickled.getbuffer())
-        except BaseException:
-            self.finalizer()
-            raise
-        finally:
-            os.close(child_reads)
-            os.close(child_writes)
-
-
-@contextlib.contextmanager
-def _signals_of_the_terminal_blocked() -> Iterator[None]:
-    """Who is born in here keeps them blocked: a Ctrl-C hits it too until it has a session."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _ZygoteProcess(context.SpawnProcess):  # type: ignore[misc]
-    @staticmethod
-    def _Popen(process: Any) -> _ZygotePopen:
-        return _ZygotePopen(process)
 
 
 def _exit_from_pidfd(pidfd: int) -> int | None:

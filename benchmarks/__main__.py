@@ -1,0 +1,98 @@
+"""Measures, prints the ratios, and writes a file with every sample and a page that is made of it.
+
+A whole run writes ``docs/benchmarks.json`` and ``docs/benchmarks.md`` unless ``--json`` names another place;
+a part of one writes only where ``--json`` says. The page is beside the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from benchmarks import idle, machine, requests, restart, session, tube
+from benchmarks.measure import FULL, QUICK, Plan, Result, Table, read_result, write_result
+from benchmarks.peers import NO_PEERS, Peers, install
+from benchmarks.report import page, ratios
+
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / "docs" / "benchmarks.json"
+PEERS = ROOT / ".cache" / "bench-venv"
+GROUPS: dict[str, Callable[[Plan, Peers], Iterator[Table]]] = {
+    "restart": restart.tables,
+    "tube": tube.tables,
+    "requests": requests.tables,
+    "session": session.tables,
+    "idle": idle.tables,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Does what the command line asks for."""
+    asked = _parse(arguments)
+    if asked.render:
+        path = asked.json or FILE
+        path.with_suffix(".md").write_text(page(read_result(path)))
+        return
+    groups = asked.only.split(",") if asked.only else list(GROUPS)
+    path = asked.json or (FILE if groups == list(GROUPS) and not asked.quick else None)
+    result = _measure(groups, asked)
+    print(ratios(result), flush=True)
+    for name, why in result.missing.items():
+        print(f"not measured: {name}: {why}")
+    if path is not None:
+        write_result(result, path)
+        path.with_suffix(".md").write_text(page(result))
+
+
+def _measure(groups: Sequence[str], asked: argparse.Namespace) -> Result:
+    peers = NO_PEERS if asked.no_peers else install(PEERS)
+    for name, why in peers.missing.items():
+        print(f"WITHOUT {name}: {why}", flush=True)
+    print(f"seed={asked.seed}", flush=True)
+    plan = Plan(QUICK if asked.quick else FULL, random.Random(asked.seed), _say)
+    load, began = os.getloadavg(), time.monotonic()
+    taken = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    tables = [table for name in groups for table in GROUPS[name](plan, peers)]
+    return Result(
+        taken=taken,
+        seconds=round(time.monotonic() - began),
+        seed=asked.seed,
+        commit=machine.commit(),
+        load=(round(load[0], 2), round(load[1], 2), round(load[2], 2)),
+        machine=machine.facts(),
+        versions={**machine.versions(), **peers.versions},
+        missing=peers.missing,
+        tables=tables,
+    )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", metavar="GROUP,...", help=f"some of {', '.join(GROUPS)}")
+    parser.add_argument(
+        "--quick", action="store_true", help="hardly any samples: shows that it works, no more"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="where the samples go, and the page")
+    parser.add_argument("--no-peers", action="store_true", help="without supervisord, circus and pyzmq")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    parser.add_argument("--render", action="store_true", help="only makes the page from the file")
+    asked = parser.parse_args(arguments)
+    unknown = set(asked.only.split(",") if asked.only else ()) - set(GROUPS)
+    if unknown:
+        parser.error(f"no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    return asked
+
+
+if __name__ == "__main__":
+    main()

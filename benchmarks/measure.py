@@ -1,0 +1,212 @@
+"""Measuring contenders beside each other, in turns and in random order, so that noise hits all alike.
+
+The rule for noise, decided before anything is measured: nothing is dropped. A table whose floor is spread too
+widely (``DISTURBED``) is given as many rounds again, once, and the medians are taken over all of them.
+Samples are integers: nanoseconds, or bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import msgspec
+
+__all__ = [
+    "FULL",
+    "QUICK",
+    "Contender",
+    "Effort",
+    "Plan",
+    "Result",
+    "Row",
+    "Subject",
+    "Summary",
+    "Table",
+    "measure",
+    "read_result",
+    "write_result",
+]
+
+FORMAT = 1
+DISTURBED = 3.0  # p95 over median of the floor; on a quiet machine it is below 2
+NEEDED_FOR_SPREAD = 10  # samples; with fewer a p95 is the largest one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How much is measured. A row has at most ``2 * rounds * samples a turn``: at most 200."""
+
+    devices: tuple[int, ...]  # how many devices run while one of them is killed
+    rounds: int
+    kills: int  # a turn
+    trips: int  # round trips, or requests, a turn
+    batch: int  # calls too short to be timed alone that are timed together
+    sessions: int  # rounds
+    session_lines: int | None  # of the guest's input; ``None``: all of them
+    windows: int
+    window_s: float  # of idling
+    idle_devices: int
+
+
+FULL = Effort(
+    devices=(1, 50),
+    rounds=6,
+    kills=16,
+    trips=16,
+    batch=1000,
+    sessions=5,
+    session_lines=None,
+    windows=3,
+    window_s=10.0,
+    idle_devices=50,
+)
+QUICK = Effort(
+    devices=(1, 3),
+    rounds=1,
+    kills=2,
+    trips=3,
+    batch=20,
+    sessions=1,
+    session_lines=2,
+    windows=1,
+    window_s=0.05,
+    idle_devices=3,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a group is to measure: how much, with which chance, and with which peers (see ``peers``)."""
+
+    effort: Effort
+    chooser: random.Random
+    say: Callable[[str], None] = print
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One that is measured. ``take`` is its turn, and returns the turn's samples."""
+
+    name: str
+    take: Callable[[], Sequence[int]]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is measured, for the page. ``ours`` and ``floor`` are names of contenders."""
+
+    key: str
+    title: str
+    ours: tuple[str, ...]
+    floor: str = ""
+    unit: str = "ns"
+    how: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A contender's samples, in the order in which they were taken."""
+
+    name: str
+    samples: list[int]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A subject with all rows. ``load`` is the load average over a minute, before and after."""
+
+    subject: Subject
+    rounds: int
+    load: tuple[float, float]
+    rows: list[Row]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A whole run: everything that the page says is in here."""
+
+    format: int = FORMAT
+    taken: str  # a date
+    seconds: int
+    seed: int
+    commit: str
+    load: tuple[float, float, float]  # averages over 1, 5 and 15 minutes, before
+    machine: dict[str, str]
+    versions: dict[str, str]
+    missing: dict[str, str] = field(default_factory=dict)  # what was not measured, and why
+    tables: list[Table] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Of a row's samples. ``p95`` is the largest where there are too few samples."""
+
+    median: float
+    p95: float
+    low: float  # a quarter is below
+    high: float  # a quarter is above
+    count: int
+
+    @classmethod
+    def of(cls, samples: Sequence[int]) -> Summary:
+        """The summary of at least one sample."""
+        if len(samples) < NEEDED_FOR_SPREAD:
+            return cls(statistics.median(samples), max(samples), min(samples), max(samples), len(samples))
+        cuts = statistics.quantiles(samples, n=20, method="inclusive")
+        return cls(statistics.median(samples), cuts[18], cuts[4], cuts[14], len(samples))
+
+
+def measure(subject: Subject, contenders: Sequence[Contender], rounds: int, plan: Plan) -> Table:
+    """Gives every contender a turn in each round, in an order drawn anew each time."""
+    plan.say(f"{subject.title}: {'; '.join(contender.name for contender in contenders)}")
+    samples: dict[str, list[int]] = {contender.name: [] for contender in contenders}
+    load_before = os.getloadavg()[0]
+    done = 0
+    for again in (False, True):
+        if again and not _disturbed(samples.get(subject.floor, [])):
+            break
+        for _ in range(rounds):
+            for contender in plan.chooser.sample(contenders, len(contenders)):
+                samples[contender.name] += contender.take()
+        done += rounds
+    return Table(
+        subject=subject,
+        rounds=done,
+        load=(_rounded(load_before), _rounded(os.getloadavg()[0])),
+        rows=[Row(contender.name, samples[contender.name], contender.note) for contender in contenders],
+    )
+
+
+def _disturbed(floor: Sequence[int]) -> bool:
+    if len(floor) < NEEDED_FOR_SPREAD:
+        return False
+    summary = Summary.of(floor)
+    return summary.p95 > DISTURBED * summary.median
+
+
+def _rounded(load: float) -> float:
+    return round(load, 2)
+
+
+def write_result(result: Result, path: Path) -> None:
+    """Writes the file, a row's samples on one line."""
+    text = json.dumps(asdict(result), indent=1, ensure_ascii=False)
+    path.write_text(re.sub(r"\[\s+([\d\s.,]+?)\s+\]", _on_one_line, text) + "\n")
+
+
+def _on_one_line(numbers: re.Match[str]) -> str:
+    return f"[{' '.join(numbers[1].split())}]"
+
+
+def read_result(path: Path) -> Result:
+    """Reads the file. Raises ``msgspec.ValidationError`` where it is not one."""
+    return msgspec.json.decode(path.read_bytes(), type=Result)

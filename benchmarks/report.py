@@ -1,0 +1,149 @@
+"""The page that a result makes, ratios first: a pure function, so it can be made again from the file."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from benchmarks.measure import Result, Summary, Table
+
+__all__ = ["page", "ratios"]
+
+TIME_UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
+SIZE_UNITS = ((2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
+DIGITS = 3
+LINE = 110  # characters
+
+INTRODUCTION = """\
+What it costs to run a device in a process of its own, beside what else there is. Everything in one table was
+measured in the same run, in turns and in random order, so the ratios mean more than the figures: those are of
+one machine, on one day. They are measured, not promised."""
+
+RATIOS = """\
+The ratio is that of the medians, tubevisor's to the other's: above 1 the other takes less."""
+
+RULE = """\
+- Contenders take turns, in an order that is drawn anew in each round, so that what else the machine does hits
+  all alike. Nothing is dropped. A table whose floor has a p95 of more than three times its median is given
+  as many rounds again, once; medians and percentiles are taken over all rounds.
+- Times are of the monotonic clock. The range holds the middle half of the samples. With fewer than ten of
+  them it is from the smallest to the largest, and the p95 is the largest.
+- The floor of a table is what the ratios in it refer to; a floor of 0 has none."""
+
+REPEAT = """\
+`make bench` takes all figures again, in some minutes, and writes this page and the file with every sample,
+[benchmarks.json](benchmarks.json). It installs the peers into a virtualenv of their own, and goes on without
+one that cannot be had. `python -m benchmarks --only restart,tube` takes a part and prints it; `--seed`
+repeats the order of kills and turns; `--render` makes the page again from the file. No test depends on a
+time."""
+
+
+def page(result: Result) -> str:
+    """The whole page in Markdown."""
+    parts = ["# Benchmarks", INTRODUCTION, "## Ratios", RATIOS, ratios(result), "## Figures"]
+    for table in result.tables:
+        parts += [f"### {_capital(table.subject.title)}", _figures(table), _notes(table)]
+    parts += ["## Machine", _machine(result)]
+    if result.missing:
+        lines = [f"- {name}: {_cell(why)}" for name, why in result.missing.items()]
+        parts += ["Not measured:", "\n".join(lines)]
+    parts += ["## How the figures were taken", RULE]
+    parts += [_filled(f"**{_capital(titles)}.** {how}") for how, titles in _ways(result)]
+    parts += ["## How to repeat it", REPEAT]
+    return "\n\n".join(parts) + "\n"
+
+
+def ratios(result: Result) -> str:
+    """The first table: each of our figures beside every other contender's."""
+    lines = [["what", "beside", "ratio", "tubevisor", "the other"]]
+    for table in result.tables:
+        ours = [row for row in table.rows if row.name in table.subject.ours]
+        for row in ours:
+            what = table.subject.title if len(ours) == 1 else f"{table.subject.title}, {row.name}"
+            for other in table.rows:
+                if other not in ours and not other.name.startswith("tubevisor"):
+                    medians = [Summary.of(one.samples).median for one in (row, other)]
+                    shown = [_shown(median, table.subject.unit) for median in medians]
+                    lines.append([what, other.name, _ratio(*medians), *shown])
+    return _markdown(lines, left=2)
+
+
+def _figures(table: Table) -> str:
+    floor = next((row for row in table.rows if row.name == table.subject.floor), None)
+    lowest = Summary.of(floor.samples).median if floor else 0
+    lines = [["", "ratio to the floor", "median", "p95", "range", "samples"]]
+    for row in table.rows:
+        summary, unit = Summary.of(row.samples), table.subject.unit
+        values = [_shown(value, unit) for value in (summary.median, summary.p95)]
+        spread = f"{_shown(summary.low, unit)} – {_shown(summary.high, unit)}"
+        mark = " (floor)" if row is floor else ""
+        ratio = _ratio(summary.median, lowest)
+        lines.append([f"{row.name}{mark}", ratio, *values, spread, str(summary.count)])
+    return _markdown(lines, left=1)
+
+
+def _notes(table: Table) -> str:
+    notes = [f"- {row.name}: {row.note}." for row in table.rows if row.note]
+    rounds = "1 round" if table.rounds == 1 else f"{table.rounds} rounds"
+    notes.append(f"- {rounds}; load average {table.load[0]:g} before, {table.load[1]:g} after.")
+    return "\n".join(notes)
+
+
+def _machine(result: Result) -> str:
+    load = ", ".join(f"{average:g}" for average in result.load)
+    facts = {
+        **result.machine,
+        **result.versions,
+        "commit": result.commit or "unknown",
+        "measured": f"{result.taken}, in {result.seconds} s, seed {result.seed}",
+        "load average before": f"{load} (over 1, 5 and 15 minutes)",
+    }
+    return _markdown([["", ""], *([name, _cell(what)] for name, what in facts.items())], left=2)
+
+
+def _ways(result: Result) -> list[tuple[str, str]]:
+    """Each explanation with the titles of the tables that it explains."""
+    titles: dict[str, list[str]] = {}
+    for table in result.tables:
+        if table.subject.how:
+            titles.setdefault(table.subject.how, []).append(table.subject.title)
+    return [(how, "; ".join(those)) for how, those in titles.items()]
+
+
+def _shown(value: float, unit: str) -> str:
+    units = TIME_UNITS if unit == "ns" else SIZE_UNITS
+    size, name = next(((size, name) for size, name in units if value >= size), units[-1])
+    return f"{_rounded(value / size)} {name}"
+
+
+def _ratio(ours: float, theirs: float) -> str:
+    if not theirs:
+        return "–"
+    if ours and ours / theirs < 0.1:
+        return f"1/{_rounded(theirs / ours)}"
+    return _rounded(ours / theirs)
+
+
+def _rounded(value: float) -> str:
+    """To three digits, without an exponent."""
+    whole = len(str(int(value))) if value >= 1 else 0
+    return f"{value:,.{max(0, DIGITS - max(1, whole))}f}" if value else "0"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/").replace("\n", " ")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, LINE, break_long_words=False, break_on_hyphens=False)
+
+
+def _markdown(lines: Sequence[Sequence[str]], *, left: int) -> str:
+    """A table; the first ``left`` columns are of words, the rest of figures."""
+    marks = [" --- " if column < left else " ---: " for column in range(len(lines[0]))]
+    shown = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([shown[0], f"|{'|'.join(marks)}|", *shown[1:]])

@@ -1,0 +1,143 @@
+"""Kill → answer: how long a device is away, beside the floors and beside supervisors that know no devices."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import peers as others
+from benchmarks.board import board
+from benchmarks.lamp import ASK
+from benchmarks.measure import Contender, Plan, Subject, Table, measure
+from benchmarks.peers import Family, Peers
+from supervisor import Supervisor
+
+__all__ = ["tables"]
+
+PAUSE_S = (0.005, 0.030)  # between two kills: spares are filled up again
+CHECK_DELAY_S = 5.0  # circus's default
+SHORT_CHECK_DELAY_S = 0.01
+OURS, FLOOR = "tubevisor", "bare fork loop"
+HOW = """\
+From SIGKILL for one serving process, drawn at random. For tubevisor until a request that must reach the
+device is answered by the next process: the device restored, its count of requests right. The others know no
+requests: for them until the first statement of the next process, which favours them. The bare fork loop is
+a lean Python process that waits for a child and forks; `posix_spawn` is the same and starts `python -S`, as
+supervisord and circus do. Between two kills there are {0[0]:.0f} to {0[1]:.0f} ms, for circus up to its
+check_delay. Restart budgets and delays are switched off everywhere; tubevisor keeps one spare process, its
+default."""
+
+
+def tables(plan: Plan, peers: Peers) -> Iterator[Table]:
+    """A table for each number of devices."""
+    how = HOW.format([1000 * pause_s for pause_s in PAUSE_S])
+    for count in plan.effort.devices:
+        devices = "1 device" if count == 1 else f"one of {count} devices"
+        subject = Subject(
+            key=f"restart.{count}", title=f"kill → answer, {devices}", ours=(OURS,), floor=FLOOR, how=how
+        )
+        with contextlib.ExitStack() as stack:
+            contenders = [*_ours(stack, plan, count), *_theirs(stack, plan, count, peers)]
+            yield measure(subject, contenders, plan.effort.rounds, plan)
+
+
+def _ours(stack: contextlib.ExitStack, plan: Plan, count: int) -> Iterator[Contender]:
+    for spares, name in ((1, OURS), (0, "tubevisor, no spare kept")):
+        killer = _Killer(stack.enter_context(board(count, spares=spares)), plan)
+        yield Contender(name, killer.take)
+
+
+class _Killer:
+    """Kills lamps of one supervisor and asks them at once."""
+
+    def __init__(self, sup: Supervisor, plan: Plan) -> None:
+        self._sup = sup
+        self._plan = plan
+        self._names = list(sup.devices)
+        self._asked = dict.fromkeys(self._names, 0)
+
+    def take(self) -> list[int]:
+        """A turn: ns of each kill."""
+        return [self._kill_one() for _ in range(self._plan.effort.kills)]
+
+    def _kill_one(self) -> int:
+        self._rest(self._plan.chooser.uniform(*PAUSE_S))
+        name = self._plan.chooser.choice(self._names)
+        lamp = self._sup[name]
+        before = lamp.pid
+        began_ns = time.monotonic_ns()
+        self._sup.kill(name)
+        answer = lamp.read(ASK, 4)
+        took_ns = time.monotonic_ns() - began_ns
+        self._asked[name] += 1
+        assert answer == self._asked[name], f"{name} answers {answer}, not {self._asked[name]}"
+        assert lamp.pid != before, f"{name} was not killed"
+        return took_ns
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._sup.dispatch(left)
+
+
+def _theirs(stack: contextlib.ExitStack, plan: Plan, count: int, peers: Peers) -> Iterator[Contender]:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
+    kills = plan.effort.kills
+
+    def family(name: str) -> Family:
+        return stack.enter_context(others.running(folder / name, count))
+
+    forks, spawns = family("fork"), family("spawn")
+    others.fork_floor(forks)
+    yield _contender(FLOOR, forks, plan.chooser, kills)
+    others.spawn_floor(spawns)
+    yield _contender("posix_spawn of python -S", spawns, plan.chooser, kills)
+    if peers.has("supervisor"):
+        slow = family("supervisord")
+        others.supervisord(slow, peers)
+        note = "restarts a second late, hence few kills"
+        yield _contender("supervisord", slow, plan.chooser, 1, note=note)
+    if peers.has("circus"):
+        yield from _circus(family("circus"), family("circus-10ms"), plan, peers)
+
+
+def _circus(usual: Family, short: Family, plan: Plan, peers: Peers) -> Iterator[Contender]:
+    others.circus(usual, peers, check_delay_s=CHECK_DELAY_S)
+    note = "looks every 5 s, its default, hence few kills"
+    yield _contender("circus", usual, plan.chooser, 1, pause_s=(0, CHECK_DELAY_S), note=note)
+    others.circus(short, peers, check_delay_s=SHORT_CHECK_DELAY_S)
+    short.suspend()
+    note = "looks every 10 ms, for which see what it costs when idle; stopped while it is not its turn"
+
+    def take() -> list[int]:
+        short.resume()
+        try:
+            return _kills(short, plan.chooser, 2, (0.1, 0.1 + SHORT_CHECK_DELAY_S))
+        finally:
+            short.suspend()
+
+    yield Contender("circus, check_delay 10 ms", take, note)
+
+
+def _contender(
+    name: str,
+    family: Family,
+    chooser: random.Random,
+    kills: int,
+    *,
+    pause_s: tuple[float, float] = PAUSE_S,
+    note: str = "",
+) -> Contender:
+    return Contender(name, lambda: _kills(family, chooser, kills, pause_s), note)
+
+
+def _kills(family: Family, chooser: random.Random, kills: int, pause_s: tuple[float, float]) -> list[int]:
+    took_ns = []
+    for _ in range(kills):
+        time.sleep(chooser.uniform(*pause_s))
+        took_ns.append(family.kill_one(chooser))
+    return took_ns
