@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import select
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import psutil
 
 from benchmarks import peers as others
 from benchmarks.measure import Contender, Plan, Subject, Table, measure
-from benchmarks.peers import Family, Peers
+from benchmarks.peers import Family, Peers, wait_readable
 
 __all__ = ["tables"]
 
@@ -83,7 +82,7 @@ def _our_board(count: int) -> Iterator[dict[str, list[int]]]:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
-        if not select.select([process.stdout], [], [], START_TIMEOUT_S)[0]:
+        if not wait_readable(process.stdout.fileno(), START_TIMEOUT_S):
             raise TimeoutError(f"{count} devices have not started in {START_TIMEOUT_S:g} s")
         who = json.loads(process.stdout.readline())
         yield {"supervisor": [process.pid], "zygote": [who["zygote"]], WORKER: who["workers"]}

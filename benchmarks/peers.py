@@ -29,6 +29,7 @@ __all__ = [
     "running",
     "spawn_floor",
     "supervisord",
+    "wait_readable",
 ]
 
 ROOT = Path(__file__).parent.parent
@@ -145,7 +146,7 @@ class Family:
 
     def _hear(self) -> list[tuple[int, int]]:
         """Waits for stamps; (index, ns) of each."""
-        if not select.select([self._stamps_fd], [], [], ANSWER_TIMEOUT_S)[0]:
+        if not wait_readable(self._stamps_fd, ANSWER_TIMEOUT_S):
             log = (self.folder / "log").read_text(errors="replace")[-500:]
             raise TimeoutError(f"no child has come up in {ANSWER_TIMEOUT_S:g} s: {log}")
         *lines, self._rest = (self._rest + os.read(self._stamps_fd, 65536)).split(b"\n")
@@ -179,9 +180,16 @@ class Family:
             self.parent.wait()
         os.close(self._life_fd)
         for pidfd in self.pidfds.values():
-            select.select([pidfd], [], [], ANSWER_TIMEOUT_S)
+            wait_readable(pidfd, ANSWER_TIMEOUT_S)
             os.close(pidfd)
         os.close(self._stamps_fd)
+
+
+def wait_readable(fd: int, timeout_s: float) -> bool:
+    """True once ``fd`` is readable. With poll(2): there are more descriptors than select(2) can bear."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(1000 * timeout_s))
 
 
 def _die_with_parent() -> None:

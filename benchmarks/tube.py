@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.measure import Contender, Plan, Subject, Table, measure
-from benchmarks.peers import Peers
+from benchmarks.peers import Peers, wait_readable
 
 __all__ = ["tables"]
 
@@ -76,7 +75,7 @@ class _Echo:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(b"%d\n" % self._trips)
-        if not select.select([self._process.stdout], [], [], ANSWER_TIMEOUT_S)[0]:
+        if not wait_readable(self._process.stdout.fileno(), ANSWER_TIMEOUT_S):
             raise TimeoutError(f"no round trip in {ANSWER_TIMEOUT_S:g} s: {self._process.args!r}")
         return [int(took_ns) for took_ns in json.loads(self._process.stdout.readline())]
 
