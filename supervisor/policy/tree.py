@@ -40,6 +40,7 @@ from supervisor.policy.events import (
     Start,
     Stop,
     Tick,
+    WorkerEvent,
 )
 from supervisor.policy.records import (
     DeviceRemoved,
@@ -89,6 +90,8 @@ def step(tree: Tree, event: Event, now_ns: int, chance: float) -> tuple[Tree, tu
             growth.add(group, event)
         case Reload() | AddChild():
             growth.refuse(event)
+        case _ if isinstance(event, WorkerEvent) and event.name in tree.nodes:
+            growth.refuse(event)  # a group has no process of which there could be news
         case _:
             growth.tell(tree.group_of.get(event.name, ROOT), event)
     growth.work_off()
@@ -110,7 +113,7 @@ class _Growth:
     def freeze(self) -> tuple[Tree, tuple[Action, ...]]:
         return Tree(self._nodes, self._group_of), tuple(self._actions)
 
-    def refuse(self, event: AddChild | Reload) -> None:
+    def refuse(self, event: Event) -> None:
         outermost = self._nodes[ROOT].phase
         if outermost in SERVING:  # otherwise it does not matter any more, or not yet
             self._actions.append(Report(Impossible(event, outermost, at_ns=self._now_ns)))
