@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _measure(groups: Sequence[str], asked: argparse.Namespace) -> Result:
     peers = NO_PEERS if asked.no_peers else install(PEERS)
-    for name, why in peers.missing.items():
+    for name, why in _called(peers.missing).items():
         print(f"WITHOUT {name}: {why}", flush=True)
     print(f"seed={asked.seed}", flush=True)
     _allow_descriptors()
@@ -68,8 +68,8 @@ def _measure(groups: Sequence[str], asked: argparse.Namespace) -> Result:
         commit=commit,
         load=(round(load[0], 2), round(load[1], 2), round(load[2], 2)),
         machine=machine.facts(),
-        versions={**machine.versions(), **peers.versions},
-        missing=peers.missing,
+        versions={**machine.versions(), **_called(peers.versions)},
+        missing=_called(peers.missing),
         tables=tables,
     )
 
@@ -80,6 +80,11 @@ def _allow_descriptors() -> None:
     if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
         limit = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def _called(by_distribution: dict[str, str]) -> dict[str, str]:
+    """supervisord is distributed under a name that is ours as well."""
+    return {"supervisord" if name == "supervisor" else name: what for name, what in by_distribution.items()}
 
 
 def _say(text: str) -> None:

@@ -35,6 +35,7 @@ __all__ = [
 ROOT = Path(__file__).parent.parent
 CHILD, FLOOR = (str(Path(__file__).with_name(name)) for name in ("child.py", "floor.py"))
 PINNED = {"supervisor": "4.3.0", "circus": "0.19.0", "pyzmq": "27.3.0"}  # distributions
+MODULES = {"supervisor": "supervisor.supervisord", "circus": "circus.circusd", "pyzmq": "zmq"}
 INSTALL_TIMEOUT_S = 180
 ANSWER_TIMEOUT_S = 30.0  # circus may take its whole check_delay
 PR_SET_PDEATHSIG = 1
@@ -65,14 +66,17 @@ def install(folder: Path) -> Peers:
         if made:
             return Peers(missing=dict.fromkeys(PINNED, f"no virtualenv: {made}"))
     versions, missing = {}, {}
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     for name, wanted in PINNED.items():
-        if _version(python, name) != wanted:
-            command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            why = _run([*command, f"{name}=={wanted}"])
-            if why:
-                missing[name] = f"pip install {name}=={wanted}: {why}"
-                continue
-        versions[name] = wanted
+        why = ""
+        if not _works(python, name):
+            why = _run([*pip, f"{name}=={wanted}"])
+            if not why and not _works(python, name):
+                why = f"{MODULES[name]} cannot be imported"
+        if why:
+            missing[name] = f"pip install {name}=={wanted}: {why}"
+        else:
+            versions[name] = wanted
     return Peers(python, versions, missing)
 
 
@@ -88,10 +92,11 @@ def _run(command: Sequence[str]) -> str:
     return lines[-1] if lines else f"exit code {done.returncode}"
 
 
-def _version(python: Path, distribution: str) -> str:
-    code = f"from importlib.metadata import version; print(version({distribution!r}))"
+def _works(python: Path, name: str) -> bool:
+    """True if the pinned version is there and can be imported."""
+    code = f"import {MODULES[name]}; from importlib.metadata import version; print(version({name!r}))"
     done = subprocess.run([str(python), "-I", "-c", code], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    return done.returncode == 0 and done.stdout.strip() == PINNED[name]
 
 
 class Family:
