@@ -109,7 +109,8 @@ def check(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         print(json.dumps({"ok": True, "name": loaded.name, "devices": [d.name for d in loaded.devices]}))
     else:
-        print(f"{config}: {len(loaded.devices)} devices, no mistakes")
+        count = len(loaded.devices)
+        print(f"{config}: {count} device{'s' if count != 1 else ''}, no mistakes")
 
 
 @cli.command()

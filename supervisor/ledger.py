@@ -196,19 +196,30 @@ class Ledger:
         given_up: list[DeviceFault] = []
         for number in [number for number in self._blame if number < applied]:
             del self._blame[number]
-        handling = self.words[layout.HANDLING] - 1
+        word = self.words[layout.HANDLING]
+        firing = bool(word & layout.FIRING)
+        handling = (word & ~layout.FIRING) - 1
         overdue, self.overdue = self.overdue, None
         guilty = applied <= handling < self.submitted
         if overdue is not None:
             stuck = {number for number in (overdue, handling if guilty else -1) if number >= applied}
             given_up += [self.give_up(number, self.timeout_fault()) for number in sorted(stuck)]
+            if guilty and firing:
+                self.journal.drop_alarms(handling)
         elif guilty and charged:
             count = self._blame[handling] = self._blame.get(handling, 0) + 1
             if count >= self._poison:
-                what = self._describe_input(handling)
+                what = self._describe_input(handling, firing=firing)
                 fault = DeviceError(f"{self.name}: {what} has killed {count} workers; it was dropped")
-                given_up.append(self.give_up(handling, fault))
+                give_up = self._drop_alarms if firing else self.give_up
+                given_up.append(give_up(handling, fault))
         return given_up
+
+    def _drop_alarms(self, number: int, fault: DeviceFault) -> DeviceFault:
+        """The alarms that are due before record ``number`` will not fire; the record itself is handled."""
+        self.journal.drop_alarms(number)
+        self._blame.pop(number, None)
+        return fault
 
     def give_up(self, number: int, fault: DeviceFault) -> DeviceFault:
         """Record ``number`` will never be handled: whoever waits for it gets ``fault``. No worker lives."""
@@ -249,12 +260,14 @@ class Ledger:
         text = f"{self.name}: no answer within {seconds:g} s; the request took no effect"
         return RequestTimeout(text)
 
-    def _describe_input(self, number: int) -> str:
+    def _describe_input(self, number: int, *, firing: bool) -> str:
         record, _after, _out_of_line = self.journal.get_input(number)
+        if firing:
+            return f"an alarm that was due by {record.stamp_ns} ns of guest time"
         kind = _KIND_NAMES.get(record.kind, "input")
         if record.kind in (InputKind.READ, InputKind.WRITE, InputKind.POSTED):
             return f"{kind} of {record.size} bytes at {record.offset:#x}"
-        return f"{kind} number {number}"
+        return f"{kind} number {number + 1}"
 
     def grow(self, *, state_bytes: int, output_bytes: int, register_words: int) -> int:
         """Replaces the journal by one that has room for that much; returns its descriptor.

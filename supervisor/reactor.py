@@ -30,6 +30,7 @@ __all__ = ["Executor", "Reactor", "Timer"]
 
 MAX_RECORDS = 4096  # lifecycle news that nobody has read: the oldest are dropped
 MAX_EVENTS_PER_ROUND = 256  # descriptors served per poll: the rest is served in the next one
+MAX_STEPS_PER_ROUND = 10_000  # of the policy: spawning that fails at once could go on for ever
 
 
 class Executor(Protocol):
@@ -153,13 +154,18 @@ class Reactor:
         self._judge_deadlines()
 
     def step(self) -> bool:
-        """Works off queued events without looking at any descriptor; true if there were any."""
+        """Works off queued events without looking at any descriptor; true if there were any.
+
+        What is left after very many is for the next call, so that nobody else waits for ever.
+        """
         if self._running or not self._events:
             return False  # an executor's doing: the loop below goes on with what it queued
         self._running = True
         now_ns = time.monotonic_ns()  # one instant for all that is queued: who died together is seen to
         try:
-            while self._events:
+            for _ in range(MAX_STEPS_PER_ROUND):
+                if not self._events:
+                    break
                 event = self._events.popleft()
                 self.state, actions = policy.step(self.state, event, now_ns, random.random())
                 for action in actions:

@@ -79,8 +79,9 @@ def _in_words(record: Record) -> list[str]:
         case GroupKilled():
             return [f"group {record.name} was killed: {record.why}"]
         case InputGivenUp():
-            return [f"{record.name}: {record.why}"]
+            return [record.why]  # it begins with the device's name
         case GaveUp():
-            seconds = record.period_ns / 1e9
-            return [f"gave up: {record.culprit} made it {record.restarts} restarts in {seconds:g} s"]
+            allowed, seconds = record.restarts - 1, record.period_ns / 1e9
+            used = f"the {allowed} restarts in {seconds:g} s are used up"
+            return [f"gave up: {record.culprit} died, and {used}"]
     return []

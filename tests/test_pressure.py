@@ -247,3 +247,47 @@ def test_given_last_line_without_an_end_it_is_in_the_report() -> None:
         crash = _told(sup, DeviceCrashed)[0]
         assert isinstance(crash, DeviceCrashed)
         assert crash.log[-1] == "last words without an end"
+
+
+@pytest.mark.parametrize(("register", "told"), [(0x8, "has killed 2 workers"), (0xC, "no answer within")])
+def test_given_alarm_that_kills_it_alone_is_dropped(register: int, told: str) -> None:
+    """It is not the fault of the request before which it falls due: that one is answered, and others fire."""
+    device = 'name: d, device: "tests.devices.alarming:Exploding", backoff: {max: 0s}, poison: 2'
+    with census(), Supervisor(board(f"{device}, request_timeout: 300ms")) as sup:
+        now_ns = 0
+        sup.clock = lambda: now_ns
+        sup["d"].write(0x0, 4, 7)
+        sup["d"].write(register, 4, 5)
+        now_ns = 6_000_000
+        if register == 0xC:
+            with pytest.raises(RequestTimeout):
+                sup["d"].write(0x0, 4, 2)
+            sup["d"].write(0x0, 4, 2)
+        else:
+            sup["d"].write(0x0, 4, 2)  # an alarm 2 ms from now
+        now_ns = 9_000_000
+        sup.dispatch()
+        sup["d"].flush()
+        assert sup["d"].read(0x4, 4) == 1  # token 1 was set anew by the second write: it fires once
+        given_up = [one.why for one in sup.events() if isinstance(one, InputGivenUp)]
+        assert len(given_up) == 1
+        assert told in given_up[0]
+
+
+def test_given_spawns_that_fail_at_once_for_ever_the_host_keeps_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No delay, a budget without an end, and no process to be had: dispatch still returns, and recovers."""
+    with census(), Supervisor(board(COUNTING, supervisor="intensity: 100000000, spares: 0")) as sup:
+        processes = sup._workers.processes if sup._workers else None
+        assert processes is not None
+
+        def refuse() -> None:
+            raise OSError("no room")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(processes, "take", refuse)
+            sup.kill("counter")
+            while sup["counter"].generation < 100:
+                sup.dispatch(1)
+        assert sup["counter"].read(0x04, 4) == 1

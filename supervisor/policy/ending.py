@@ -165,7 +165,8 @@ def _restart_within_budget(draft: Draft, name: str) -> None:
     else:
         draft.window = window
     if over:
-        why = f"died {len(window)} times within {spec.period_ns / 1e9:g} s, allowed are {spec.intensity}"
+        seconds = spec.period_ns / 1e9
+        why = f"died, and the {spec.intensity} restarts that are allowed within {seconds:g} s are used up"
         if isolates:
             fail(draft, name, why)
             return

@@ -151,7 +151,7 @@ class DeviceKilled(Record):
 
 @dataclass(frozen=True, slots=True)
 class GaveUp(Record):
-    """The budget is spent: ``restarts`` within ``period_ns`` is more than the intensity allows."""
+    """The budget is spent: the ``restarts`` that would be within ``period_ns`` are one more than allowed."""
 
     culprit: str
     restarts: int

@@ -45,6 +45,9 @@ HEADER_BYTES = 4096
 (COMMIT, PUBLISHED, OUTPUT_END, WORKER_SLEEPS, HEARTBEAT, IRQ_LEVELS, NEXT_ALARM, HANDLING) = range(16, 24)
 
 INPUT = struct.Struct("<QIHBBQQ")  # stamp_ns, offset, slots, kind, size, value, payload bytes
+KIND_AT = 14  # of the kind, in a record
+DROPS_ALARMS = 0x80  # beside a record's kind: alarms that are due before it are dropped instead of fired
+FIRING = 1 << 63  # beside HANDLING: not the input itself but the alarms due before it are at work
 INPUT_BYTES = INPUT.size  # 32: a posted write is one store of half a cache line
 OUT_OF_LINE = 1 << 63  # in "payload bytes": the payload comes through the Tube
 OUTPUT = struct.Struct("<IHHQ")  # payload bytes, kind, detail, number
@@ -182,13 +185,26 @@ class Journal:
             payload = self._copy_out(
                 self.layout.inputs_at, self._input_span, (number + 1) * INPUT_BYTES, length
             )
+        kind &= ~DROPS_ALARMS
         return Input(number, kind, stamp_ns, offset, size, value, payload), number + slots, out_of_line
+
+    def drops_alarms(self, number: int) -> bool:
+        """True if alarms that are due before the record at ``number`` are given up."""
+        return bool(self._map[self._kind_at(number)] & DROPS_ALARMS)
+
+    def drop_alarms(self, number: int) -> None:
+        """Gives up the alarms that are due before the record at ``number``. Only while no worker is alive."""
+        self._map[self._kind_at(number)] |= DROPS_ALARMS
+
+    def _kind_at(self, number: int) -> int:
+        return self.layout.inputs_at + (number & self._input_mask) * INPUT_BYTES + KIND_AT
 
     def skip_input(self, number: int) -> None:
         """Turns the record at ``number`` into one that does nothing. Only while no worker is alive."""
         at = self.layout.inputs_at + (number & self._input_mask) * INPUT_BYTES
-        stamp_ns, offset, slots, _kind, size, value, _length = INPUT.unpack_from(self._map, at)
-        INPUT.pack_into(self._map, at, stamp_ns, offset, slots, InputKind.SKIP, size, value, 0)
+        stamp_ns, offset, slots, kind, size, value, _length = INPUT.unpack_from(self._map, at)
+        kind = InputKind.SKIP | kind & DROPS_ALARMS
+        INPUT.pack_into(self._map, at, stamp_ns, offset, slots, kind, size, value, 0)
 
     # -- outputs ---------------------------------------------------------------------------------
 

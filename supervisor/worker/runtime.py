@@ -214,9 +214,21 @@ class Runtime:
 
     def _handle(self, session: Session, record: Input) -> None:
         try:
-            session.handle(record)
+            if session.alarms and session.next_alarm_ns <= record.stamp_ns:
+                self._fire_alarms(session, record)
+            session.apply(record)
         except Exception as error:
             raise DeviceCrashed(Failed.PHASE_REQUEST, record.number) from error
+
+    def _fire_alarms(self, session: Session, record: Input) -> None:
+        """Fires what is due before an input, and says so: an alarm that kills is not the input's fault."""
+        committer = self._committer
+        if committer.journal.drops_alarms(record.number):
+            session.drop_alarms(record.stamp_ns)
+            return
+        committer.words[layout.HANDLING] = record.number + 1 | layout.FIRING
+        session.fire_alarms(record)
+        committer.words[layout.HANDLING] = record.number + 1
 
     def _sleep(self) -> None:
         """Waits for a doorbell, the Tube or a watched descriptor; the heart beats meanwhile."""

@@ -141,13 +141,16 @@ class Session:
         return min(self.alarms.values(), default=NO_ALARM)
 
     def handle(self, record: Input) -> None:
-        """Handles one input; replies and outputs are appended to ``outputs``.
+        """Fires the alarms that are due before one input, then handles it.
 
         What the device raises comes out of here: an exception in a device is a crash.
         """
+        self.fire_alarms(record)
+        self.apply(record)
+
+    def apply(self, record: Input) -> None:
+        """Handles one input; replies and outputs are appended to ``outputs``."""
         self._number = record.number
-        if self.alarms:
-            self._fire_alarms(record.stamp_ns)
         self.now_ns = record.stamp_ns
         self._HANDLERS[record.kind](self, record)
 
@@ -172,11 +175,13 @@ class Session:
     def _alarm(self, record: Input) -> None:
         """Guest time has reached the stamp; what was due is done already."""
 
-    def _fire_alarms(self, until_ns: int) -> None:
+    def fire_alarms(self, record: Input) -> None:
         """Fires what is due, in the order of guest time, before an input of a later time is handled.
 
         A function of the state and the record's stamp alone, so a replay fires the same.
         """
+        until_ns = record.stamp_ns
+        self._number = record.number
         while self.alarms:
             token = min(self.alarms, key=self.alarms.__getitem__)
             at_ns = self.alarms[token]
@@ -185,6 +190,10 @@ class Session:
             del self.alarms[token]
             self.now_ns = at_ns
             self.device.alarm(token)
+
+    def drop_alarms(self, until_ns: int) -> None:
+        """Forgets what is due until then: the supervisor has given it up."""
+        self.alarms = {token: at_ns for token, at_ns in self.alarms.items() if at_ns > until_ns}
 
     def _skip(self, record: Input) -> None:
         """The supervisor gave this input up and has answered it itself."""

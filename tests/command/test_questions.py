@@ -25,7 +25,7 @@ def test_given_valid_config_check_says_so(board: Board) -> None:
     board.write(LAMP, machine="do: leave")
     ended = board.run("check", board.config)
     assert (ended.code, ended.stderr) == (0, "")
-    assert ended.stdout == f"{board.config}: 1 devices, no mistakes\n"
+    assert ended.stdout == f"{board.config}: 1 device, no mistakes\n"
     assert not board.said.exists()
 
 

@@ -120,7 +120,7 @@ def test_given_budget_spent_while_machine_waits_it_ends_with_1(board: Board) -> 
     ended = board.run("run", board.config)
     assert ended.code == 1
     assert "lamp crashed: RuntimeError: a fuse of 13 A has blown" in ended.stderr
-    assert "gave up: lamp made it 3 restarts in 60 s" in ended.stderr
+    assert "gave up: lamp died, and the 2 restarts in 60 s are used up" in ended.stderr
 
 
 def test_given_request_to_device_that_is_gone_machine_ends_with_its_reason(board: Board) -> None:
@@ -129,7 +129,7 @@ def test_given_request_to_device_that_is_gone_machine_ends_with_its_reason(board
     ended = board.run("run", board.config)
     assert ended.code == 1
     last = ended.stderr.splitlines()[-2:]
-    assert last[0] == "gave up: lamp made it 3 restarts in 60 s"
+    assert last[0] == "gave up: lamp died, and the 2 restarts in 60 s are used up"
     assert last[1].startswith("lamp: ")
 
 
