@@ -12,7 +12,14 @@ import psutil
 import pytest
 
 from supervisor.conversation import Conversation
-from supervisor.errors import DeviceError, DeviceFault, DeviceGone, RequestTimeout, StartFailed
+from supervisor.errors import (
+    DeviceError,
+    DeviceFault,
+    DeviceGone,
+    EnvironmentFault,
+    RequestTimeout,
+    StartFailed,
+)
 from supervisor.events import DeviceCrashed, DeviceKilled, InputGivenUp, Record
 from supervisor.host import Supervisor
 from supervisor.launch.launcher import Launcher
@@ -283,7 +290,7 @@ def test_given_spawns_that_fail_at_once_for_ever_the_host_keeps_its_turn(
         assert processes is not None
 
         def refuse() -> None:
-            raise OSError("no room")
+            raise EnvironmentFault("no room")
 
         with monkeypatch.context() as patched:
             patched.setattr(processes, "take", refuse)
