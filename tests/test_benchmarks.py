@@ -1,0 +1,264 @@
+"""The benchmarks work, leave nothing behind, and their page is what their file gives. No time is asserted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from benchmarks.__main__ import FILE, GROUPS
+from benchmarks.measure import (
+    QUICK,
+    Contender,
+    Plan,
+    Result,
+    Subject,
+    Summary,
+    Table,
+    measure,
+    read_result,
+    write_result,
+)
+from benchmarks.peers import PINNED, install
+from benchmarks.report import page
+
+if TYPE_CHECKING:  # programs: checked, not imported
+    from benchmarks import board, child, echo, floor
+
+    __all__ = ["board", "child", "echo", "floor"]
+
+ROOT = Path(__file__).parent.parent
+RUN_TIMEOUT_S = 100
+END_TIMEOUT_S = 20
+MARK = "TUBEVISOR_BENCHMARK_TEST"
+
+SMALL = """
+{"format": 1, "taken": "2026-01-02", "seconds": 3, "seed": 4, "commit": "abc", "load": [0.5, 0.25, 0.1],
+ "machine": {"processor": "of wood"}, "versions": {"Python": "3.11"}, "missing": {"circus": "pip | failed"},
+ "tables": [
+  {"subject": {"key": "a", "title": "kill → answer", "ours": ["tubevisor"], "floor": "fork", "unit": "ns",
+               "how": "By hand."},
+   "rounds": 2, "load": [0.5, 0.75],
+   "rows": [{"name": "tubevisor", "samples": [3000, 1000, 2000], "note": ""},
+            {"name": "tubevisor, slow", "samples": [9000], "note": ""},
+            {"name": "fork", "samples": [500, 1500, 1000], "note": "forks"},
+            {"name": "other", "samples": [1200000000], "note": ""}]},
+  {"subject": {"key": "b", "title": "memory", "ours": ["worker"], "floor": "", "unit": "bytes", "how": ""},
+   "rounds": 1, "load": [0, 0],
+   "rows": [{"name": "worker", "samples": [3145728], "note": ""},
+            {"name": "idle", "samples": [0], "note": ""}]}
+ ]}
+"""
+SMALL_RATIOS = """
+| what | beside | ratio | tubevisor | the other |
+| --- | --- | ---: | ---: | ---: |
+| kill → answer | fork | 2.00 | 2.00 µs | 1.00 µs |
+| kill → answer | other | 1/600,000 | 2.00 µs | 1.20 s |
+| memory | idle | – | 3.00 MiB | 0 bytes |
+"""
+SMALL_FIGURES = """
+### Kill → answer
+
+|  | ratio to the floor | median | p95 | range | samples |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| tubevisor | 2.00 | 2.00 µs | 3.00 µs | 1.00 µs – 3.00 µs | 3 |
+| tubevisor, slow | 9.00 | 9.00 µs | 9.00 µs | 9.00 µs – 9.00 µs | 1 |
+| fork (floor) | 1.00 | 1.00 µs | 1.50 µs | 500 ns – 1.50 µs | 3 |
+| other | 1,200,000 | 1.20 s | 1.20 s | 1.20 s – 1.20 s | 1 |
+
+- fork: forks.
+- 2 rounds; load average 0.5 before, 0.75 after.
+"""
+SMALL_MACHINE = """
+| processor | of wood |
+| Python | 3.11 |
+| commit | abc |
+| measured | 2026-01-02, in 3 s, seed 4 |
+| load average before | 0.5, 0.25, 0.1 (over 1, 5 and 15 minutes) |
+
+Not measured:
+
+- circus: pip / failed
+"""
+
+
+def _small() -> Result:
+    return msgspec.json.decode(SMALL, type=Result)
+
+
+def test_given_small_file_page_is_made_of_it_ratios_first() -> None:
+    """The tables of the page are the file's, to the letter, and in this order."""
+    made = page(_small())
+    places = [
+        made.index(part) for part in (SMALL_RATIOS, SMALL_FIGURES, SMALL_MACHINE, "**Kill → answer.** By")
+    ]
+    assert places == sorted(places)
+
+
+def test_given_result_written_it_is_read_as_it_was(tmp_path: Path) -> None:
+    """Nothing is lost on the way to the page, and samples stand on one line."""
+    path = tmp_path / "result.json"
+    write_result(_small(), path)
+    assert read_result(path) == _small()
+    assert "[3000, 1000, 2000]" in path.read_text()
+
+
+def test_given_committed_page_it_is_what_the_committed_file_gives() -> None:
+    """Nobody has touched up a figure."""
+    assert FILE.with_suffix(".md").read_text() == page(read_result(FILE))
+
+
+def test_given_committed_file_it_is_small_and_of_everything() -> None:
+    """A whole run: no row of more than 200 samples, no table without its floor, nothing left out."""
+    result = read_result(FILE)
+    assert {table.subject.key.split(".")[0] for table in result.tables} == set(GROUPS)
+    assert result.missing == {}
+    for table in result.tables:
+        names = [row.name for row in table.rows]
+        assert {*table.subject.ours, table.subject.floor} <= {*names, ""}
+        assert all(0 < len(row.samples) <= 200 for row in table.rows)
+
+
+def _measured(floor: Sequence[int]) -> tuple[Table, list[str]]:
+    turns: list[str] = []
+
+    def take(name: str, samples: Sequence[int]) -> Sequence[int]:
+        turns.append(name)
+        return samples
+
+    contenders = [
+        Contender("ours", lambda: take("ours", [7])),
+        Contender("floor", lambda: take("floor", floor)),
+    ]
+    subject = Subject(key="a", title="a", ours=("ours",), floor="floor")
+    plan = Plan(QUICK, random.Random(1), lambda _text: None)
+    return measure(subject, contenders, 5, plan), turns
+
+
+def test_given_quiet_floor_each_round_gives_everybody_a_turn() -> None:
+    """Turns are interleaved, not one contender after the other, and all samples are kept."""
+    table, turns = _measured([10, 11])
+    assert table.rounds == 5
+    assert [row.samples for row in table.rows] == [[7] * 5, [10, 11] * 5]
+    rounds = [turns[at : at + 2] for at in range(0, 10, 2)]
+    assert all(sorted(turn) == ["floor", "ours"] for turn in rounds)
+    assert len({tuple(turn) for turn in rounds}) == 2
+
+
+def test_given_disturbed_floor_all_contenders_get_as_many_rounds_again_once() -> None:
+    """The rule for noise: more samples for everybody, none dropped."""
+    table, turns = _measured([10, 1000, 10])
+    assert table.rounds == 10
+    assert [len(row.samples) for row in table.rows] == [10, 30]
+    assert len(turns) == 20
+
+
+@pytest.mark.parametrize(
+    ("samples", "summary"),
+    [([3], (3, 3, 3, 3, 1)), ([1, 9, 5], (5, 9, 1, 9, 3)), (list(range(101)), (50, 95, 25, 75, 101))],
+)
+def test_given_samples_summary_is_of_all_of_them(
+    samples: list[int], summary: tuple[float, float, float, float, int]
+) -> None:
+    """Percentiles where there are enough samples, the extremes where there are not."""
+    assert Summary.of(samples) == Summary(*summary)
+
+
+def test_given_pip_that_fails_each_peer_is_named_with_the_reason(tmp_path: Path) -> None:
+    """What cannot be installed is missing, which is no error."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho 'no such thing' >&2\nexit 1\n")
+    python.chmod(0o755)
+    peers = install(tmp_path)
+    assert not any(peers.has(name) for name in PINNED)
+    assert set(peers.missing) == set(PINNED)
+    assert all("no such thing" in why for why in peers.missing.values())
+
+
+def _start(group: str, path: Path, mark: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "--quick",
+        "--no-peers",
+        "--only",
+        group,
+        "--json",
+        str(path),
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, MARK: mark},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _marked(mark: str) -> dict[int, str]:
+    """Everything that a benchmark has started and that still lives, wherever its parents are."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
+
+
+def _left(mark: str) -> dict[int, str]:
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while (found := _marked(mark)) and time.monotonic() < deadline:
+        os.sched_yield()  # the kernel ends them, and takes a moment for it
+    return found
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_given_quick_run_it_measures_writes_and_leaves_nothing(group: str, tmp_path: Path) -> None:
+    """Every group works from end to end without peers; its processes and folders are gone afterwards."""
+    mark, path = uuid.uuid4().hex, tmp_path / "benchmarks.json"
+    process = _start(group, path, mark)
+    try:
+        printed, _ = process.communicate(timeout=RUN_TIMEOUT_S)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, printed
+    assert "WITHOUT circus" in printed
+    result = read_result(path)
+    assert {table.subject.key.split(".")[0] for table in result.tables} == {group}
+    assert all(row.samples for table in result.tables for row in table.rows)
+    assert path.with_suffix(".md").read_text() == page(result)
+    assert _left(mark) == {}
+
+
+@pytest.mark.chaos
+def test_given_benchmark_killed_nothing_of_it_lives_on(tmp_path: Path) -> None:
+    """Floors and their children, zygotes and workers end with the process that has started them."""
+    mark = uuid.uuid4().hex
+    process = _start("restart", tmp_path / "benchmarks.json", mark)
+    try:
+        assert process.stdout is not None
+        while "kill" not in (line := process.stdout.readline()):  # now all contenders have been started
+            assert line, "it has ended too early"
+        assert len(_marked(mark)) > 5
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()  # type: ignore[union-attr]
+    assert _left(mark) == {}
