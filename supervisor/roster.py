@@ -218,9 +218,11 @@ def start_report(headline: str, records: Iterable[Record]) -> str:
     lines = [headline]
     for record in records:
         if isinstance(record, DeviceCrashed):
+            if not record.traceback and record.exception in headline:
+                continue
             lines.append(f"{record.name}: {record.exception}")
             lines += [f"    {line}" for line in record.traceback.rstrip().splitlines()]
             lines += [f"    log: {line}" for line in record.log if line not in record.traceback]
-        elif isinstance(record, DeviceFailed | DeviceKilled):
+        elif isinstance(record, DeviceFailed | DeviceKilled) and record.why not in headline:
             lines.append(f"{record.name}: {record.why}")
     return "\n".join(lines)

@@ -134,7 +134,7 @@ def _run_once(
             sup.on_event(tell)
             with _chaos(sup, chaos, reporter) as monkey:
                 kills = monkey.kills
-                errors.code = _run_machine(config, sup, machine_options)
+                errors.code = _run_machine(config, sup, machine_options, reporter)
         late = sup.interrupted or signals.take()
         if late is not None:
             raise Interrupted(late)
@@ -162,8 +162,10 @@ def _chaos(sup: Supervisor, chaos: list[ChaosRule], reporter: Reporter) -> Itera
         monkey.stop()
 
 
-def _run_machine(config: Config, sup: Foreground, options: dict[str, Any]) -> int:
+def _run_machine(config: Config, sup: Foreground, options: dict[str, Any], reporter: Reporter) -> int:
     if config.machine is None:
+        count = len(config.devices)
+        reporter.say(f"{count} device{'s' if count != 1 else ''} running, no machine; Ctrl-C stops")
         sup.run()
         return _code_of_outcome(sup)
     name = config.machine.machine_class

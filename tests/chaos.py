@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from supervisor.census import Census
 from supervisor.config import Config, parse_config
 from supervisor.host import Supervisor
 
@@ -53,16 +53,9 @@ def mapped_journals() -> int:
 @contextlib.contextmanager
 def census() -> Iterator[None]:
     """Afterwards there are the same processes, descriptors and shared memory as before."""
-    before = open_descriptors(), living_descendants(), mapped_journals()
+    before = Census.take()
     yield
-    deadline = time.monotonic() + 2
-    while living_descendants() - before[1] and time.monotonic() < deadline:
-        os.sched_yield()  # init reaps late here; a zombie counts as dead, a dying one not yet
-    after = open_descriptors(), living_descendants(), mapped_journals()
-    new = {fd: what for fd, what in after[0].items() if fd not in before[0]}
-    assert not new, f"descriptors left open: {new}"
-    assert not after[1] - before[1], f"processes left: {after[1] - before[1]}"
-    assert after[2] == before[2], "a journal is still mapped"
+    assert not before.leaks()
 
 
 class RandomKills:

@@ -63,7 +63,7 @@ def refuse(draft: Draft, name: str, why: str) -> None:
     if child.state is not ChildState.KILLING:
         ask_stop(draft, name)
     if _is_first_start(draft, name):
-        shut_down(draft, Outcome(OutcomeKind.START_FAILED, name, why))
+        shut_down(draft, Outcome(OutcomeKind.START_FAILED, name, f"{name!r}: {why}"))
 
 
 def excuse(draft: Draft, name: str) -> None:

@@ -163,8 +163,11 @@ def _say_last_words(tube: _Tube, generation: int, crash: DeviceCrashed) -> None:
     cause = crash.__cause__ or crash
     words = WorkerMessage(generation=generation)
     words.failed.phase = crash.phase
-    words.failed.exception = "".join(traceback.format_exception_only(cause)).strip()
-    words.failed.traceback = "".join(traceback.format_exception(cause))
+    if isinstance(cause, LocalError):  # our own words to whoever wrote the configuration: nothing to trace
+        words.failed.exception = str(cause)
+    else:
+        words.failed.exception = "".join(traceback.format_exception_only(cause)).strip()
+        words.failed.traceback = "".join(traceback.format_exception(cause))
     words.failed.number = crash.number
     tube.tell(words)
 

@@ -387,7 +387,7 @@ def test_refused_in_the_first_start_fails_it_with_what_was_said() -> None:
     rig.obey()
     assert rig.outcome is not None
     assert rig.outcome.kind is OutcomeKind.START_FAILED
-    assert (rig.outcome.culprit, rig.outcome.why) == ("b", "unknown option 'x'")
+    assert (rig.outcome.culprit, rig.outcome.why) == ("b", "'b': unknown option 'x'")
 
 
 def test_refused_later_fails_the_device_and_nobody_else() -> None:
