@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 FILE = ROOT / "docs" / "benchmarks.json"
 PEERS = ROOT / ".cache" / "bench-venv"
 DESCRIPTORS = 4096  # about 13 a device, with its journal, its worker, and that worker's successor
+QUIET_LOAD = 1.0
 GROUPS: dict[str, Callable[[Plan, Peers], Iterator[Table]]] = {
     "restart": restart.tables,
     "tube": tube.tables,
@@ -57,8 +58,9 @@ def _measure(groups: Sequence[str], asked: argparse.Namespace) -> Result:
         print(f"WITHOUT {name}: {why}", flush=True)
     print(f"seed={asked.seed}", flush=True)
     _allow_descriptors()
-    plan = Plan(QUICK if asked.quick else FULL, random.Random(asked.seed), _say)
+    _await_quiet(asked.patience)
     load, began, commit = os.getloadavg(), time.monotonic(), machine.commit()
+    plan = Plan(QUICK if asked.quick else FULL, random.Random(asked.seed), _say)
     taken = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     tables = [table for name in groups for table in GROUPS[name](plan, peers)]
     return Result(
@@ -82,6 +84,13 @@ def _allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
+def _await_quiet(patience_s: float) -> None:
+    """Waits for others to end what they do: looks at the load, never at a figure."""
+    until = time.monotonic() + patience_s
+    while os.getloadavg()[0] > QUIET_LOAD and time.monotonic() < until:
+        time.sleep(1)
+
+
 def _called(by_distribution: dict[str, str]) -> dict[str, str]:
     """supervisord is distributed under a name that is ours as well."""
     return {"supervisord" if name == "supervisor" else name: what for name, what in by_distribution.items()}
@@ -102,6 +111,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="PATH", help="where the samples go, and the page")
     parser.add_argument("--no-peers", action="store_true", help="without supervisord, circus and pyzmq")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    parser.add_argument(
+        "--patience", type=float, default=0, metavar="SECONDS", help="waits for a quiet machine"
+    )
     parser.add_argument("--render", action="store_true", help="only makes the page from the file")
     asked = parser.parse_args(arguments)
     unknown = set(asked.only.split(",") if asked.only else ()) - set(GROUPS)

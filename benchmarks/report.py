@@ -47,7 +47,7 @@ def page(result: Result) -> str:
     if result.missing:
         lines = [f"- {name}: {_cell(why)}" for name, why in result.missing.items()]
         parts += ["Not measured:", "\n".join(lines)]
-    parts += ["## How the figures were taken", RULE]
+    parts += ["## How the figures were taken", RULE, _filled(_quiet(result))]
     parts += [_filled(f"**{_capital(titles)}.** {how}") for how, titles in _ways(result)]
     parts += ["## How to repeat it", REPEAT]
     return "\n\n".join(parts) + "\n"
@@ -99,6 +99,15 @@ def _machine(result: Result) -> str:
         "load average before": f"{load} (over 1, 5 and 15 minutes)",
     }
     return _markdown([["", ""], *([name, _cell(what)] for name, what in facts.items())], left=2)
+
+
+def _quiet(result: Result) -> str:
+    """Whether something else was going on. The rule is about the machine and not about the figures."""
+    highest = max((load for table in result.tables for load in table.load), default=0.0)
+    cores = int(result.machine.get("cores", "1"))
+    verdict = "This one was quiet." if highest <= cores else "THIS ONE WAS NOT."
+    rule = "A run is quiet if no table's load average is above the number of cores."
+    return f"{rule} {verdict} The highest was {highest:g}, of {cores} cores."
 
 
 def _ways(result: Result) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Contender, Plan, Subject, Table, measure
+from benchmarks.measure import Contender, Plan, Row, Subject, Table, measure
 from benchmarks.peers import Peers
 from supervisor import Supervisor, load_config
 from supervisor.chaos import ChaosRule, Monkey
@@ -28,7 +28,12 @@ HERE, THERE = "in the emulator's process", "a process for each device"
 UNDER_CHAOS = "the same under chaos"
 HOW = """\
 A session is typed at the console of {}, from its first instruction to its last; the start of the devices'
-processes is not in it. Under chaos, `{}` kills devices all the while. {}"""
+processes is not in it. Under chaos, `{}` kills devices all the while. {} The guest sleeps for a part of it,
+and each sleep is rounded up to whole milliseconds (epoll_wait) unless something ends it: the bells of devices
+in processes of their own do, so the guest may take less time with them. Processor time tells what
+the emulator itself has to do more."""
+CPU = """\
+Of all threads of the emulator's process, in the same runs; what the devices' processes use is not in it."""
 
 
 @dataclass
@@ -39,8 +44,14 @@ class _Board:
     plan: Plan
     printed: set[str] = field(default_factory=set)
     kills: list[int] = field(default_factory=list)
+    cpu_ns: dict[str, list[int]] = field(default_factory=dict)
 
-    def run(self, *, in_process: bool, chaos: bool = False) -> list[int]:
+    def contender(self, name: str, *, in_process: bool, chaos: bool = False) -> Contender:
+        """One way to run it; its processor time is collected on the side."""
+        self.cpu_ns[name] = []
+        return Contender(name, lambda: self._run(name, in_process=in_process, chaos=chaos))
+
+    def _run(self, way: str, *, in_process: bool, chaos: bool) -> list[int]:
         """A turn: ns that the guest took."""
         override = f"supervisor.in_process={str(in_process).lower()}"
         config = load_config(ROOT / "config" / f"{self.name}.yaml", overrides=[override])
@@ -55,9 +66,10 @@ class _Board:
             rule = f"{CHAOS},seed={self.plan.chooser.randrange(2**32)}"
             monkey = Monkey(sup, [ChaosRule.parse(rule)] if chaos else [])
             monkey.start()
-            began_ns = time.perf_counter_ns()
+            began_ns, cpu_began_ns = time.perf_counter_ns(), time.process_time_ns()
             machine.run()
             took_ns = time.perf_counter_ns() - began_ns
+            self.cpu_ns[way].append(time.process_time_ns() - cpu_began_ns)
             monkey.stop()
         self.printed.add(output.getvalue())
         if chaos:
@@ -66,18 +78,22 @@ class _Board:
 
 
 def tables(plan: Plan, _peers: Peers) -> Iterator[Table]:
-    """One table. Its text tells how many devices were killed, and whether the guest printed the same."""
+    """Time and processor time; the text tells of the kills, and whether the guest printed the same."""
     has_firmware = FIRMWARE.exists() and plan.effort.session_lines is None
     board = _Board("microbit" if has_firmware else "demo", plan)
     who = "unmodified MicroPython for the BBC micro:bit" if has_firmware else "the built-in demo guest"
     contenders = [
-        Contender(HERE, lambda: board.run(in_process=True)),
-        Contender(THERE, lambda: board.run(in_process=False)),
-        Contender(UNDER_CHAOS, lambda: board.run(in_process=False, chaos=True)),
+        board.contender(HERE, in_process=True),
+        board.contender(THERE, in_process=False),
+        board.contender(UNDER_CHAOS, in_process=False, chaos=True),
     ]
-    subject = Subject(key="session", title=f"the {board.name} session", ours=(THERE, UNDER_CHAOS), floor=HERE)
+    title = f"the {board.name} session"
+    subject = Subject(key="session", title=title, ours=(THERE, UNDER_CHAOS), floor=HERE)
     table = measure(subject, contenders, plan.effort.sessions, plan)
-    yield _with_how(table, HOW.format(who, CHAOS, _verdict(board)))
+    yield _retold(table, how=HOW.format(who, CHAOS, _verdict(board)))
+    rows = [Row(name, samples) for name, samples in board.cpu_ns.items()]
+    title = f"processor time of the emulator in {title}"
+    yield _retold(replace(table, rows=rows), key="session.cpu", title=title, how=CPU)
 
 
 def _verdict(board: _Board) -> str:
@@ -85,5 +101,5 @@ def _verdict(board: _Board) -> str:
     return f"The guest printed {same}; there were {min(board.kills)} to {max(board.kills)} kills a session."
 
 
-def _with_how(table: Table, how: str) -> Table:
-    return replace(table, subject=replace(table.subject, how=how))
+def _retold(table: Table, **texts: str) -> Table:
+    return replace(table, subject=replace(table.subject, **texts))  # type: ignore[arg-type]
