@@ -87,6 +87,7 @@ def _ended_as_decided(draft: Draft, name: str, after: After) -> None:
             _settle(draft, name, ChildState.DOWN)
         case After.FINISHED:
             _settle(draft, name, ChildState.FINISHED)
+            wake_dependents(draft, name)
         case After.GROUP:
             pass  # it waits, and comes when the sweep that asked for it is over
         case After.RESPAWN:
@@ -101,8 +102,6 @@ def _settle(draft: Draft, name: str, state: ChildState) -> None:
     if is_passing(draft, name):
         draft.ended.append(name)
     no_longer_awaited(draft, name)
-    if state is ChildState.FINISHED:
-        wake_dependents(draft, name)
 
 
 def _ended_unasked(draft: Draft, name: str, exit_reason: ExitReason, *, charged: bool) -> None:
@@ -139,6 +138,8 @@ def _ended_unasked(draft: Draft, name: str, exit_reason: ExitReason, *, charged:
             died(counts=False)
         _settle(draft, name, ChildState.FINISHED)
         _end_of_significant(draft, name)
+        if draft.phase is not Phase.STOPPING:
+            wake_dependents(draft, name)
     elif not charged:
         died(counts=False)
         draft.change(name, not_before_ns=0)

@@ -20,14 +20,12 @@ from supervisor.policy import (
     BackoffSpec,
     ChildSpec,
     OnGiveUp,
-    Phase,
     Restart,
     Strategy,
     SupervisorSpec,
     Tree,
     initial,
     next_deadline_ns,
-    phase,
     step,
 )
 from supervisor.policy.actions import Action, AskStop, Finished, Forget, Kill, Report, Spawn
@@ -222,6 +220,15 @@ class World:
             self._must(not actions and self.tree == before, "an old generation changes nothing")
         for action in actions:
             self._obey(action)
+        if isinstance(event, Tick):
+            self._nobody_is_waited_for_without_end()
+
+    def _nobody_is_waited_for_without_end(self) -> None:
+        """Every spawn ends in ready, gone or kill: until then there is a deadline, and it has not passed."""
+        for name, process in self.processes.items():
+            if process.said != "ready" and not process.told:
+                due_ns = self.tree.nodes[self.tree.group_of[name]].children[name].deadline_ns
+                self._must(due_ns is not None and due_ns > self.now_ns, f"{name} has a deadline ahead")
 
     def _obey(self, action: Action) -> None:
         self._note(None, action)
@@ -229,7 +236,8 @@ class World:
             case Spawn(name, generation):
                 self._must(name not in self.processes, f"one process at a time for {name}")
                 self._must(generation == self.last.get(name, 0) + 1, f"{name}'s generations rise by one")
-                self._must(phase(self.tree) is not Phase.ENDED, "nobody is spawned at the end")
+                serving = self.tree.nodes[self.tree.group_of[name]].phase in SERVING
+                self._must(serving, "a supervisor that has given up, or is asked to stop, spawns nobody")
                 self._must(name not in self.barred, f"{name}, which is temporary, stays away")
                 self.processes[name] = Process(generation)
                 self.last[name] = generation

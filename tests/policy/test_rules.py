@@ -21,8 +21,8 @@ from supervisor.policy import (
     next_deadline_ns,
 )
 from supervisor.policy.actions import AskStop, Finished, Kill, Report, Spawn
-from supervisor.policy.backoff import delay_ns
-from supervisor.policy.events import RestartChild, Start, StartChild, StopChild
+from supervisor.policy.backoff import FORK_NS, delay_ns
+from supervisor.policy.events import RestartChild, Start, StartChild, StopChild, Tick
 from supervisor.policy.intensity import Window, charge
 from supervisor.policy.order import find_circle, levels, start_order
 from supervisor.policy.records import (
@@ -485,3 +485,47 @@ def test_stop_while_everything_waits_ends_at_once() -> None:
     rig.gone("a")
     rig.gone("a", CRASH)
     assert isinstance(rig.stop()[-1], Finished)
+
+
+# many at once
+
+
+def test_deaths_in_one_instant_come_back_one_after_the_other() -> None:
+    """The first returns at once, each further one after a share of the forks before it, chosen by chance."""
+    names = [f"d{index}" for index in range(10)]
+    rig = Rig(spec_of(*names, intensity=100), chance=lambda: 0.5)
+    rig.start()
+    rig.now_ns += 10 * S
+    for name in names:
+        rig.gone(name)
+    delays = [record.delay_ns for record in records(rig.history) if isinstance(record, DeviceRestarting)]
+    assert delays == [index * FORK_NS * 5 // 100 for index in range(10)]
+    assert spawns(rig.history)[10:] == ["d0"]
+    rig.now_ns += max(delays)
+    rig.send(Tick())
+    assert sorted(spawns(rig.history)[10:]) == names
+
+
+def test_deaths_at_different_times_or_without_delay_are_not_spread() -> None:
+    """An instant apart they are no crowd; ``max: 0s`` switches every delay off; uncharged ones are free."""
+    rig = Rig(spec_of("a", "b", ChildSpec("c", backoff=BackoffSpec(max_ns=0)), "d"), chance=lambda: 0.9)
+    rig.start()
+    rig.now_ns += 10 * S
+    rig.gone("a")
+    rig.now_ns += 1
+    rig.gone("b")
+    rig.gone("c")
+    rig.gone("d", charged=False)
+    assert {record.delay_ns for record in records(rig.history) if isinstance(record, DeviceRestarting)} == {0}
+
+
+def test_one_level_is_stopped_in_parallel_under_one_deadline() -> None:
+    """Who does not depend on one another is asked in the same step, and due at the same time."""
+    names = ["a", "b", "c"]
+    children = [ChildSpec(name, stop_timeout_ns=S, depends_on=("base",)) for name in names]
+    rig = Rig(spec_of("base", *children, ChildSpec("top", depends_on=tuple(names))))
+    rig.start()
+    assert asked(rig.stop()) == ["top"]
+    assert asked(rig.gone("top", CLEAN)) == ["c", "b", "a"]
+    assert {rig.state.children[name].deadline_ns for name in names} == {rig.now_ns + S}
+    assert kills(rig.wait(S)) == ["a", "b", "c"]
