@@ -1,0 +1,1 @@
+"""vhost-user: devices of real virtual machines, served by workers that may die."""

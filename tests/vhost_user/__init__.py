@@ -1,0 +1,1 @@
+"""vhost-user, from the wire to the ring."""
