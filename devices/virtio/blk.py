@@ -18,8 +18,7 @@ from typing import Final
 
 from supervisor.device import Context
 from supervisor.errors import LocalError
-from supervisor.vhost_user.device import VirtioDevice
-from supervisor.vhost_user.virtqueue import BrokenChain, SplitQueue
+from supervisor.vhost_user import BrokenChain, SplitQueue, VirtioDevice
 
 SECTOR: Final = 512
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13

@@ -219,9 +219,12 @@ def test_given_no_flush_or_write_through_each_write_is_durable(
         assert disk.device.write_config(32, bytes([wce]))
     asked: list[int] = []
     real = os.pwritev
-    monkeypatch.setattr(
-        os, "pwritev", lambda fd, data, at, flags: asked.append(flags) or real(fd, data, at, flags)
-    )
+
+    def note(fd: int, data: list[memoryview], at: int, flags: int) -> int:
+        asked.append(flags)
+        return real(fd, data, at, flags)
+
+    monkeypatch.setattr(os, "pwritev", note)
     disk.request(OUT, 0, bytes(SECTOR))
     assert asked == [os.RWF_DSYNC if durable else 0]
     assert disk.device.config_space()[32] == (0 if durable else 1)
