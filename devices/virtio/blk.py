@@ -18,7 +18,7 @@ from typing import Final
 
 from supervisor.device import Context
 from supervisor.errors import LocalError
-from supervisor.vhost_user import BrokenChain, SplitQueue, VirtioDevice
+from supervisor.vhost_user import Chain, SplitQueue, VirtioDevice
 
 SECTOR: Final = 512
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
@@ -38,7 +38,6 @@ F_WRITE_ZEROES = 1 << 14
 SEG_MAX = 126  # data segments: with header and status they fill QEMU's default queue of 128
 MAX_RANGE_SECTORS = 1 << 22  # 2 GiB at once are discarded or zeroed within a fraction of a guest's patience
 MAX_RANGES = 1  # a request is one range: what is cut short by a death is then done again whole
-BATCH = 8  # requests that are published together: more only makes the first one wait
 IOV_MAX = 1024  # buffers of one preadv(2)
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16
@@ -53,7 +52,6 @@ class Blk(VirtioDevice):
     """One raw image. ``image`` is its path; ``serial`` is what the guest reads as its name."""
 
     device_id = 2
-    in_order = True
 
     @dataclass
     class Options:
@@ -120,35 +118,10 @@ class Blk(VirtioDevice):
         if not features & F_FLUSH:
             self.write_through = True  # a guest that cannot flush is never told what is not durable
 
-    def resume(self, queue: SplitQueue, index: int, heads: list[int]) -> None:
-        for head in heads:
-            self._execute(queue, head)
-        queue.flush()
-
-    def process(self, queue: SplitQueue, index: int) -> None:
-        queue.ignore_kicks()
-        while True:
-            heads = queue.fetch(BATCH)
-            if not heads:
-                if queue.wait_for_kick():
-                    return
-                queue.ignore_kicks()
-                continue
-            for head in heads:
-                self._execute(queue, head)
-            queue.flush()
-
-    def _execute(self, queue: SplitQueue, head: int) -> None:
-        try:
-            chain = queue.chain(head)
-        except (BrokenChain, OSError) as error:
-            self.ctx.logger.warning("request %d is broken: %s", head, error)
-            queue.complete(head, 0)
-            return
+    def execute(self, chain: Chain, index: int) -> int:
         writable = chain.writable
         if not writable:
-            queue.complete(head, 0)  # no room for a status: nothing can be said
-            return
+            return 0  # no room for a status: nothing can be said
         last = writable[-1]
         status = last[len(last) - 1 :]
         data = writable[:-1] if len(last) == 1 else [*writable[:-1], last[:-1]]
@@ -160,8 +133,7 @@ class Blk(VirtioDevice):
             header, rest = _split(readable, _HEADER.size)
         if len(header) < _HEADER.size:
             status[0] = IOERR
-            queue.complete(head, 1)
-            return
+            return 1
         kind, _priority, sector = _HEADER.unpack(header)
         written = 0
         try:
@@ -184,7 +156,7 @@ class Blk(VirtioDevice):
             status[0] = IOERR
         else:
             status[0] = OK
-        queue.complete(head, written + 1)
+        return written + 1
 
     def _place(self, sector: int, length: int) -> int:
         """Where a stretch of the disk begins in the file, in bytes."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from supervisor.device import Device
-from supervisor.vhost_user.virtqueue import SplitQueue
+from supervisor.vhost_user.virtqueue import BrokenChain, Chain, SplitQueue
 
 __all__ = [
     "F_EVENT_IDX",
@@ -28,10 +28,14 @@ F_VERSION_1 = 1 << 32
 TRANSPORT_FEATURES = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX | F_PROTOCOL_FEATURES
 
 
-class VirtioDevice(Device):
-    """A device with virtqueues. ``device_id`` is virtio's; ``features`` are those of its own kind.
+BATCH = 8  # requests that are published together: more only makes the first one wait (measured: 8 is best)
 
-    ``in_order`` devices complete requests in the order of the ring and can be resumed without a log.
+
+class VirtioDevice(Device):
+    """A device with virtqueues. ``device_id`` is virtio's.
+
+    Most devices override :meth:`execute`, which handles one request, and say what they offer. ``in_order``
+    devices complete requests in the order of the ring and can be resumed without a log.
     """
 
     device_id: ClassVar[int] = 0
@@ -39,6 +43,8 @@ class VirtioDevice(Device):
 
     negotiated: int = 0
     """The features that the driver has accepted."""
+
+    # -- what is offered -------------------------------------------------------------------------
 
     def features(self) -> int:
         """What is offered to the driver, without what the transport adds."""
@@ -56,12 +62,41 @@ class VirtioDevice(Device):
         """The driver writes to the configuration space; false refuses it."""
         return False
 
+    # -- requests --------------------------------------------------------------------------------
+
     def attached(self, features: int, queues: dict[int, SplitQueue]) -> None:
         """The driver has accepted ``features`` and set ``queues`` up; by their indices."""
         self.negotiated = features
 
-    def process(self, queue: SplitQueue, index: int) -> None:
-        """There may be requests in queue ``index``: takes them until there are none."""
+    def execute(self, chain: Chain, index: int) -> int:
+        """Handles one request of queue ``index``; returns how many bytes of its writable part were written."""
+        return 0
 
     def resume(self, queue: SplitQueue, index: int, heads: list[int]) -> None:
-        """Requests that the process before had under way; they count as fetched. Before any ``process``."""
+        """Executes what the process before had under way, in the order of fetching; before any ``process``."""
+        for head in heads:
+            self._execute(queue, index, head)
+        queue.flush()
+
+    def process(self, queue: SplitQueue, index: int) -> None:
+        """Takes requests until there are none, and asks for a kick when there are new ones."""
+        queue.ignore_kicks()
+        while True:
+            heads = queue.fetch(BATCH)
+            if not heads:
+                if queue.wait_for_kick():
+                    return
+                queue.ignore_kicks()
+                continue
+            for head in heads:
+                self._execute(queue, index, head)
+            queue.flush()
+
+    def _execute(self, queue: SplitQueue, index: int, head: int) -> None:
+        try:
+            chain = queue.chain(head)
+        except (BrokenChain, OSError) as error:
+            self.ctx.logger.warning("queue %d, request %d is broken: %s", index, head, error)
+            queue.complete(head, 0)
+        else:
+            queue.complete(head, self.execute(chain, index))
