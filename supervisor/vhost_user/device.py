@@ -69,11 +69,11 @@ class VirtioDevice(Device):
         self.negotiated = features
 
     def execute(self, chain: Chain, index: int) -> int:
-        """Handles one request of queue ``index``; returns how many bytes of its writable part were written."""
+        """Handles one request of queue ``index``; returns how many bytes it has written."""
         return 0
 
     def resume(self, queue: SplitQueue, index: int, heads: list[int]) -> None:
-        """Executes what the process before had under way, in the order of fetching; before any ``process``."""
+        """Executes what the process before had under way, in its order; before any ``process``."""
         for head in heads:
             self._execute(queue, index, head)
         queue.flush()
