@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterable
 from typing import Protocol
 
 from supervisor.errors import PeerError
@@ -52,13 +53,15 @@ class BrokenChain(PeerError):
 
 
 class GuestBuffers(Protocol):
-    """Guest memory as far as a queue needs it."""
+    """Guest memory as far as a queue needs it: ``GuestMemory`` and its like.
 
-    def views(self, address: int, length: int) -> list[memoryview]:
-        """A stretch of guest memory, in as many pieces as it has regions.
+    ``buffers`` are (guest address, bytes); the views are theirs in order, more than one for a buffer that spans
+    regions. Raises ``MemoryFault`` where some of it is not there.
+    """
 
-        Raises ``MemoryFault`` where some of it is not there.
-        """
+    def readable_views(self, buffers: Iterable[tuple[int, int]]) -> list[memoryview]: ...
+
+    def writable_views(self, buffers: Iterable[tuple[int, int]]) -> list[memoryview]: ...
 
 
 class RingAreas:
@@ -209,10 +212,9 @@ class SplitQueue:
 
     def chain(self, head: int) -> Chain:
         """The buffers of one request. Raises :class:`BrokenChain`, or ``MemoryFault`` for a bad address."""
-        readable: list[memoryview] = []
-        writable: list[memoryview] = []
+        readable: list[tuple[int, int]] = []
+        writable: list[tuple[int, int]] = []
         table, entries, index = self._desc, self.size, head
-        views = self._memory.views
         indirect = False
         total = 0
         left = entries
@@ -236,21 +238,21 @@ class SplitQueue:
             if not length or total > MAX_CHAIN_BYTES:
                 raise BrokenChain(head, f"a buffer of {length} bytes, {total} in all")
             if flags & DESC_WRITE:
-                into = writable
+                writable.append((address, length))
             elif writable:
                 raise BrokenChain(head, "a buffer to read behind one to write")
             else:
-                into = readable
-            into += views(address, length)
+                readable.append((address, length))
             if not flags & DESC_NEXT:
-                return Chain(head, readable, writable)
+                memory = self._memory
+                return Chain(head, memory.readable_views(readable), memory.writable_views(writable))
             if following >= entries:
                 raise BrokenChain(head, f"descriptor {following} of {entries}")
             index = following
 
     def _table(self, address: int, length: int) -> memoryview:
         """A copy of an indirect table: it may lie across regions, and must not change under our eyes."""
-        return memoryview(b"".join(self._memory.views(address, length)))
+        return memoryview(b"".join(self._memory.readable_views([(address, length)])))
 
     # -- giving back -----------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 from supervisor.vhost_user.inflight import InflightLog, region_bytes
 from supervisor.vhost_user.virtqueue import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, RingAreas, SplitQueue
@@ -16,20 +17,16 @@ class MemoryFault(OSError):
 
 
 class Guest:
-    """A guest's memory: bytes from ``GUEST_BASE`` on, with a hole if ``hole`` says so."""
+    """A guest's memory: bytes from ``GUEST_BASE`` on."""
 
-    def __init__(self, size: int = 1 << 20, hole: tuple[int, int] | None = None) -> None:
+    def __init__(self, size: int = 1 << 20) -> None:
         self.bytes = memoryview(bytearray(size))
-        self._hole = hole
         self._free = GUEST_BASE
 
-    def views(self, address: int, length: int) -> list[memoryview]:
-        start = address - GUEST_BASE
-        if start < 0 or start + length > len(self.bytes):
-            raise MemoryFault(f"{address:#x}")
-        if self._hole and address < self._hole[1] and self._hole[0] < address + length:
-            raise MemoryFault(f"{address:#x}")
-        return [self.bytes[start : start + length]]
+    def readable_views(self, buffers: Iterable[tuple[int, int]]) -> list[memoryview]:
+        return [self.view(address, length) for address, length in buffers]
+
+    writable_views = readable_views
 
     def allocate(self, length: int, alignment: int = 16) -> int:
         """A guest address with room for ``length`` bytes."""
@@ -39,8 +36,11 @@ class Guest:
         return address
 
     def view(self, address: int, length: int) -> memoryview:
-        (found,) = self.views(address, length)
-        return found
+        """A stretch of the guest's memory; raises ``MemoryFault`` where there is none."""
+        start = address - GUEST_BASE
+        if start < 0 or start + length > len(self.bytes):
+            raise MemoryFault(f"{address:#x}")
+        return self.bytes[start : start + length]
 
 
 class Driver:
