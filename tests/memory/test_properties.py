@@ -66,7 +66,7 @@ protections = st.tuples(
 
 
 class Model:
-    """The same memory as dictionaries by address: the byte, its permissions, whether its file may be written."""
+    """The same memory by address: the byte, its permissions, whether it is backed for writing."""
 
     def __init__(self, regions: list[Region]) -> None:
         self.bytes: dict[int, int] = {}
