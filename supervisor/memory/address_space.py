@@ -3,8 +3,8 @@
 Owns the mappings. Every change makes a new table (``segments``) for those who access the memory, and either
 happens as a whole or not at all.
 
-Any thread may access the memory. Regions come and go only while nobody does: an access that has found its
-region does not notice that it is being unmapped.
+Any thread may access the memory, also while another region is mapped. A region is unmapped or protected only
+while nobody accesses it: an access that has found its region does not notice that it goes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,18 @@ if TYPE_CHECKING:
 __all__ = ["AddressSpace"]
 
 
+class _Mapped:
+    """A mapping's permissions, and the segments that they cut it into."""
+
+    def __init__(self, mapping: Mapping, protections: list[Protection]) -> None:
+        self.protections = protections
+        self.segments = [Segment(mapping, *part) for part in protections]
+
+    def release(self) -> None:
+        for segment in self.segments:
+            segment.release()
+
+
 class AddressSpace:
     """Mapped regions; at first there are none. A context manager that closes itself.
 
@@ -39,7 +51,7 @@ class AddressSpace:
         self._max_addr = max_addr
         self._sealed = sealed
         self._closed = False
-        self._mapped: dict[Mapping, list[Protection]] = {}
+        self._mapped: dict[Mapping, _Mapped] = {}
         self._table = Table()
         self._hit: Segment = NOWHERE  # the last one found: most requests stay in one region
 
@@ -60,7 +72,7 @@ class AddressSpace:
             raise BadRegion(f"a region up to {region.guest_end:#x} in a space up to {self._max_addr:#x}")
         check_apart(region, [mapping.region for mapping in self._mapped])
         mapping = Mapping(region, fd, sealed=self._sealed)
-        self._mapped[mapping] = [(0, region.size_bytes, region.access)]
+        self._mapped[mapping] = _Mapped(mapping, [(0, region.size_bytes, region.access)])
         self._rebuild()
 
     def map_all(self, regions: Iterable[tuple[Region, int]]) -> None:
@@ -87,27 +99,32 @@ class AddressSpace:
         raise BadRegion(f"no region starts at {guest_addr:#x}")
 
     def _drop(self, mapping: Mapping) -> None:
-        protections = self._mapped.pop(mapping)
+        parts = self._mapped.pop(mapping)
         self._rebuild()
+        parts.release()
         try:
             mapping.close()
         except ViewsAlive:
-            self._mapped[mapping] = protections
+            self._mapped[mapping] = _Mapped(mapping, parts.protections)
             self._rebuild()
             raise
 
     def protect(self, guest_addr: int, n: int, access: AccessType) -> None:
         """Permit ``access``, and nothing else, on ``n`` bytes at ``guest_addr``; holes are passed over."""
         self._check_open()
-        for mapping, protections in self._mapped.items():
+        replaced = []
+        for mapping, parts in self._mapped.items():
             first = max(guest_addr - mapping.region.guest_addr, 0)
             last = min(guest_addr + n - mapping.region.guest_addr, mapping.region.size_bytes)
             if first < last:
-                self._mapped[mapping] = protect(protections, first, last, access)
+                self._mapped[mapping] = _Mapped(mapping, protect(parts.protections, first, last, access))
+                replaced.append(parts)
         self._rebuild()
+        for parts in replaced:
+            parts.release()
 
     def _rebuild(self) -> None:
-        self._table = Table(self._mapped.items())
+        self._table = Table([segment for parts in self._mapped.values() for segment in parts.segments])
         self._hit = NOWHERE
 
     def guest_address(self, user_addr: int, n: int = 1) -> int:
@@ -138,7 +155,8 @@ class AddressSpace:
         self._table = Table()
         self._hit = NOWHERE
         alive = []
-        for mapping in list(self._mapped):
+        for mapping, parts in list(self._mapped.items()):
+            parts.release()
             try:
                 mapping.close()
             except ViewsAlive:

@@ -50,18 +50,20 @@ class BytesMemory:
 
     def copy_out(self, addr: int, src: ReadableBuffer, *, ignore_permissions: bool = False) -> int:
         """See ``IO``."""
-        data = memoryview(src).cast("B")
-        offset, n = self._span(addr, len(data), write=True)
-        if n:
-            self._view[offset : offset + n] = data[:n]
-        return _complete(n, len(data))
+        with memoryview(src).cast("B") as data:
+            size = len(data)
+            offset, n = self._span(addr, size, write=True)
+            if n:
+                self._view[offset : offset + n] = data[:n]
+        return _complete(n, size)
 
     def copy_in(self, addr: int, dst: WritableBuffer, *, ignore_permissions: bool = False) -> int:
         """See ``IO``."""
-        room = memoryview(dst).cast("B")
-        offset, n = self._span(addr, len(room), write=False)
-        room[:n] = self._view[offset : offset + n]
-        return _complete(n, len(room))
+        with memoryview(dst).cast("B") as room:
+            size = len(room)
+            offset, n = self._span(addr, size, write=False)
+            room[:n] = self._view[offset : offset + n]
+        return _complete(n, size)
 
     def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
         """See ``IO``."""

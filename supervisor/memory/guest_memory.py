@@ -13,6 +13,8 @@ Rules:
   even if it is empty. At a hole, or where a permission is missing, a copy stops with what it has done.
 - ``copy_out_from`` and ``copy_in_to`` check all ranges before they call the other side, and do not call it if
   there is nothing that it could do. Reader and writer work on the guest's memory directly.
+- A fault holds nothing, neither views of the guest's memory nor of the caller's buffer, however long its
+  traceback is kept. The blocks that a reader or writer gets are released when its call is over.
 - Views for reading are read-only. A view must be dropped before its region can be unmapped (ViewsAlive).
 
 The guest writes while we read: what was checked must have been copied first, and a copy is not a snapshot.
@@ -33,7 +35,7 @@ from supervisor.memory.atomics import WORD_BYTES, check_word, true_atomics
 from supervisor.memory.blocks import BlockSeq, zero
 from supervisor.memory.errors import MemoryFault
 from supervisor.memory.ranges import MAX_INT, AddrRangeSeq
-from supervisor.memory.segments import NOWHERE
+from supervisor.memory.segments import NOWHERE, release
 
 if TYPE_CHECKING:
     from supervisor.memory.blocks import BlockReader, BlockWriter
@@ -62,7 +64,7 @@ class GuestMemory(AddressSpace):
             if offset >= 0 and 0 < n <= size - offset:
                 views.append(view[offset : offset + n])
             elif n:
-                views += self._split(addr, n, READ_BIT, views)
+                self._split(addr, n, READ_BIT, views)
                 hit = self._hit
                 start, size, view = hit.start, hit.size if hit.allowed & READ_BIT else -1, hit.read_only
         return views
@@ -80,7 +82,7 @@ class GuestMemory(AddressSpace):
             if offset >= 0 and 0 < n <= size - offset:
                 views.append(view[offset : offset + n])
             elif n:
-                views += self._split(addr, n, WRITE_BIT, views)
+                self._split(addr, n, WRITE_BIT, views)
                 hit = self._hit
                 start, size, view = hit.start, hit.size if hit.allowed & WRITE_BIT else -1, hit.view
         return views
@@ -93,23 +95,36 @@ class GuestMemory(AddressSpace):
         """Return a view of ``n`` bytes in one region, such as a ring. Raises MemoryFault, MemoryClosed."""
         return _one(self.writable_views(((addr, n),)))
 
-    def _split(self, addr: int, n: int, need: int, before: list[memoryview]) -> list[memoryview]:
-        pieces, done = self._walk(addr, n, need, ignore=False)
+    def _split(self, addr: int, n: int, need: int, views: list[memoryview]) -> None:
+        """Add the views of one buffer to ``views``, or raise MemoryFault and release them all."""
+        done, why = 0, None
+        try:
+            pieces, done = self._walk(addr, n, need, ignore=False)
+        except MemoryFault as fault:
+            why = fault
+        else:
+            views += pieces
+            del pieces
         if done < n:
-            raise MemoryFault(errno.EFAULT, done + sum(map(len, before)), f"{n} bytes at {addr:#x}")
-        return pieces
+            done = sum(map(len, views))
+            release(views)
+            number = errno.EFAULT if why is None else why.errno or errno.EFAULT
+            raise MemoryFault(number, done, f"{n} bytes at {addr:#x}") from why
 
     def _walk(self, addr: int, n: int, need: int, *, ignore: bool) -> tuple[list[memoryview], int]:
         """Return the pieces of a range and their length. Raises MemoryFault for one that cannot be."""
         self._check_open()
-        if not 0 <= n <= MAX_INT:
-            raise MemoryFault(errno.EINVAL, 0, f"{n} bytes")
-        if addr < 0 or addr + n > self._max_addr:
-            raise MemoryFault(errno.EFAULT, 0, f"{n} bytes at {addr:#x} leave the address space")
+        self._check_range(addr, n)
         hit = self._table.find(addr)
         if hit is not NOWHERE:
             self._hit = hit
         return self._table.walk(addr, n, need, ignore=ignore)
+
+    def _check_range(self, addr: int, n: int) -> None:
+        if not 0 <= n <= MAX_INT:
+            raise MemoryFault(errno.EINVAL, 0, f"{n} bytes")
+        if addr < 0 or addr + n > self._max_addr:
+            raise MemoryFault(errno.EFAULT, 0, f"{n} bytes at {addr:#x} leave the address space")
 
     # -- copies ----------------------------------------------------------------------------------------------
 
@@ -122,11 +137,13 @@ class GuestMemory(AddressSpace):
         if offset >= 0 and size <= hit.size - offset and hit.allowed & WRITE_BIT:
             hit.view[offset : offset + size] = data
             return size
-        pieces, there = self._walk(addr, size, WRITE_BIT, ignore=ignore_permissions)
-        done = 0
-        for piece in pieces:
-            piece[:] = data[done : done + len(piece)]
-            done += len(piece)
+        with data:
+            pieces, there = self._walk(addr, size, WRITE_BIT, ignore=ignore_permissions)
+            done = 0
+            for piece in pieces:
+                piece[:] = data[done : done + len(piece)]
+                done += len(piece)
+        release(pieces)
         return _complete(there, size)
 
     def copy_in(self, addr: int, dst: WritableBuffer, *, ignore_permissions: bool = False) -> int:
@@ -138,11 +155,13 @@ class GuestMemory(AddressSpace):
         if offset >= 0 and size <= hit.size - offset and hit.allowed & READ_BIT:
             room[:] = hit.view[offset : offset + size]
             return size
-        pieces, there = self._walk(addr, size, READ_BIT, ignore=ignore_permissions)
-        done = 0
-        for piece in pieces:
-            room[done : done + len(piece)] = piece
-            done += len(piece)
+        with room:
+            pieces, there = self._walk(addr, size, READ_BIT, ignore=ignore_permissions)
+            done = 0
+            for piece in pieces:
+                room[done : done + len(piece)] = piece
+                done += len(piece)
+        release(pieces)
         return _complete(there, size)
 
     def zero_out(self, addr: int, n: int, *, ignore_permissions: bool = False) -> int:
@@ -150,33 +169,45 @@ class GuestMemory(AddressSpace):
         pieces, there = self._walk(addr, n, WRITE_BIT, ignore=ignore_permissions)
         for piece in pieces:
             zero(piece)
+        release(pieces)
         return _complete(there, n)
 
     def copy_out_from(
         self, ranges: AddrRangeSeq, reader: BlockReader, *, ignore_permissions: bool = False
     ) -> int:
         """See ``IO``."""
-        blocks = self._blocks(ranges, WRITE_BIT, ignore=ignore_permissions)
-        n = 0 if blocks.is_empty else reader.read_to_blocks(blocks)
-        return n if blocks.num_bytes == ranges.num_bytes else _complete(n, ranges.num_bytes)
+        pieces = self._pieces(ranges, WRITE_BIT, ignore=ignore_permissions)
+        offered = sum(map(len, pieces))
+        try:
+            n = reader.read_to_blocks(BlockSeq(pieces)) if pieces else 0
+        finally:
+            release(pieces)
+        return n if offered == ranges.num_bytes else _complete(n, ranges.num_bytes)
 
     def copy_in_to(
         self, ranges: AddrRangeSeq, writer: BlockWriter, *, ignore_permissions: bool = False
     ) -> int:
         """See ``IO``."""
-        blocks = self._blocks(ranges, READ_BIT, ignore=ignore_permissions)
-        n = 0 if blocks.is_empty else writer.write_from_blocks(blocks)
-        return n if blocks.num_bytes == ranges.num_bytes else _complete(n, ranges.num_bytes)
+        pieces = self._pieces(ranges, READ_BIT, ignore=ignore_permissions)
+        offered = sum(map(len, pieces))
+        try:
+            n = writer.write_from_blocks(BlockSeq(pieces)) if pieces else 0
+        finally:
+            release(pieces)
+        return n if offered == ranges.num_bytes else _complete(n, ranges.num_bytes)
 
-    def _blocks(self, ranges: AddrRangeSeq, need: int, *, ignore: bool) -> BlockSeq:
-        """Return the blocks up to the first byte that is not there. Raises as ``_walk`` does."""
-        walks = [self._walk(start, end - start, need, ignore=ignore) for start, end in ranges]
-        blocks: list[memoryview] = []
-        for (start, end), (pieces, there) in zip(ranges, walks, strict=True):
-            blocks += pieces
+    def _pieces(self, ranges: AddrRangeSeq, need: int, *, ignore: bool) -> list[memoryview]:
+        """Return the pieces up to the first byte that is not there. Raises as ``_walk`` does."""
+        self._check_open()
+        for start, end in ranges:
+            self._check_range(start, end - start)
+        found: list[memoryview] = []
+        for start, end in ranges:
+            pieces, there = self._walk(start, end - start, need, ignore=ignore)
+            found += pieces
             if there < end - start:
                 break
-        return BlockSeq(blocks)
+        return found
 
     # -- atomics ---------------------------------------------------------------------------------------------
 
@@ -199,16 +230,20 @@ class GuestMemory(AddressSpace):
         return true_atomics().load_uint32(self._word(addr, READ_BIT, ignore_permissions))
 
     def _word(self, addr: int, need: int, ignore: bool) -> int:
-        """Return the host address of an aligned word within one region. Raises MemoryFault, MemoryClosed."""
+        """Return the host address of an aligned word in one region. Raises MemoryFault, MemoryClosed."""
         hit = self._hit
-        if not 0 <= addr - hit.start <= hit.size - WORD_BYTES:
-            self._check_open()
-            hit = self._table.find(addr)
         offset = addr - hit.start
-        permitted = (hit.backed if ignore else hit.allowed) & need
-        if not permitted or offset > hit.size - WORD_BYTES or addr % WORD_BYTES:
+        permitted = hit.allowed & need and 0 <= offset <= hit.size - WORD_BYTES
+        if not permitted:
+            # The permission of each byte counts, wherever its segment ends; but a word is in one mapping.
+            pieces, there = self._walk(addr, WORD_BYTES, need, ignore=ignore)
+            release(pieces)
+            hit = self._table.find(addr)
+            offset = addr - hit.start
+            last = self._table.find(addr + WORD_BYTES - 1)
+            permitted = there == WORD_BYTES and hit.mapping is last.mapping
+        if not permitted or addr % WORD_BYTES:
             raise MemoryFault(errno.EFAULT, 0, f"a word at {addr:#x}")
-        self._hit = hit
         address = hit.mapping.address + hit.offset + offset
         if address % WORD_BYTES:
             raise MemoryFault(errno.EFAULT, 0, "the region itself is not aligned")
@@ -223,5 +258,6 @@ def _complete(n: int, asked: int) -> int:
 
 def _one(views: list[memoryview]) -> memoryview:
     if len(views) != 1:
+        release(views)
         raise MemoryFault(errno.EFAULT, 0, "not in one region")
     return views[0]

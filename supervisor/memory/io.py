@@ -9,7 +9,7 @@ The rules of all copies:
 - They return the number of bytes copied. Fewer than asked for never come without an exception; it is a
   ``MemoryFault`` if their memory is the reason, and carries the count as ``done``.
 - A copy that falls short has copied a prefix. Bytes behind it are untouched, in memory and in the buffer.
-- No buffer is kept beyond the call.
+- No buffer is kept beyond the call, nor by an exception that ends it.
 - Over a *sequence* of ranges the sequence's length is a limit, and reaching it is no error.
 
 Atomics are 32-bit words in the byte order of the machine, at addresses that are multiples of 4. They are
@@ -191,14 +191,8 @@ def copy_out_vec(
 
     Raises MemoryFault. An empty ``src`` makes no access at all.
     """
-    view = memoryview(src).cast("B")
-    done, size = 0, len(view)
-    for start, end in ranges:
-        if done >= size:
-            break
-        part = view[done : done + (end - start)]
-        done = _step(io.copy_out, start, part, done, ignore_permissions)
-    return done
+    with memoryview(src).cast("B") as view:
+        return _copy_vec(io.copy_out, ranges, view, ignore_permissions)
 
 
 def copy_in_vec(
@@ -208,14 +202,8 @@ def copy_in_vec(
 
     Raises MemoryFault. An empty ``dst`` makes no access at all.
     """
-    view = memoryview(dst).cast("B")
-    done, size = 0, len(view)
-    for start, end in ranges:
-        if done >= size:
-            break
-        part = view[done : done + (end - start)]
-        done = _step(io.copy_in, start, part, done, ignore_permissions)
-    return done
+    with memoryview(dst).cast("B") as view:
+        return _copy_vec(io.copy_in, ranges, view, ignore_permissions)
 
 
 def zero_out_vec(io: IO, ranges: AddrRangeSeq, n: int, *, ignore_permissions: bool = False) -> int:
@@ -237,14 +225,20 @@ def zero_out_vec(io: IO, ranges: AddrRangeSeq, n: int, *, ignore_permissions: bo
     return done
 
 
-def _step(copy: _Copy, addr: int, part: memoryview, done: int, ignore_permissions: bool) -> int:
-    """Copy one part; return the count so far. A fault leaves with the whole count."""
-    try:
-        n = copy(addr, part, ignore_permissions=ignore_permissions)
-    except MemoryFault as fault:
-        fault.done += done
-        raise
-    return done + _whole(n, len(part))
+def _copy_vec(copy: _Copy, ranges: AddrRangeSeq, view: memoryview, ignore_permissions: bool) -> int:
+    done, size = 0, len(view)
+    for start, end in ranges:
+        if done >= size:
+            break
+        # Released even by a fault: its traceback must not keep the caller's buffer exported.
+        with view[done : done + (end - start)] as part:
+            try:
+                n = copy(start, part, ignore_permissions=ignore_permissions)
+            except MemoryFault as fault:
+                fault.done += done
+                raise
+            done += _whole(n, len(part))
+    return done
 
 
 def _whole(n: int, asked: int) -> int:

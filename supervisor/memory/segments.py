@@ -9,6 +9,7 @@ Permissions are small integers here, ``allowed`` with and ``backed`` without wha
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from supervisor.memory.access import WRITE_BIT, AccessType
 if TYPE_CHECKING:
     from supervisor.memory.mapping import Mapping
 
-__all__ = ["NOWHERE", "Protection", "Segment", "Table", "protect"]
+__all__ = ["NOWHERE", "Protection", "Segment", "Table", "protect", "release"]
 
 Protection = tuple[int, int, AccessType]
 """(first byte, byte behind the last, access), counted from the start of a region."""
@@ -40,6 +41,11 @@ class Segment:
         self.backed: int = backed.value
         self.allowed: int = access.effective().value & self.backed
 
+    def release(self) -> None:
+        """Let go of the region: whoever still refers to this, such as a kept traceback, holds nothing."""
+        self.view.release()
+        self.read_only.release()
+
 
 class _Nowhere(Segment):
     """No address is in it: even 0 bytes are more than its size."""
@@ -58,9 +64,8 @@ class Table:
 
     __slots__ = ("_segments", "_starts")
 
-    def __init__(self, parts: Iterable[tuple[Mapping, Iterable[Protection]]] = ()) -> None:
-        found = [Segment(mapping, *part) for mapping, protections in parts for part in protections]
-        self._segments = sorted(found, key=lambda segment: segment.start)
+    def __init__(self, segments: Iterable[Segment] = ()) -> None:
+        self._segments = sorted(segments, key=lambda segment: segment.start)
         self._starts = [segment.start for segment in self._segments]
 
     def find(self, addr: int) -> Segment:
@@ -90,6 +95,17 @@ class Table:
             pieces.append(piece)
             done += len(piece)
         return pieces, done
+
+
+def release(pieces: list[memoryview]) -> None:
+    """Release pieces and forget them, so that no frame of a traceback keeps a region from being unmapped.
+
+    One that somebody has exported further is left to whoever did.
+    """
+    for piece in pieces:
+        with contextlib.suppress(BufferError):
+            piece.release()
+    pieces.clear()
 
 
 def protect(protections: list[Protection], first: int, last: int, access: AccessType) -> list[Protection]:
