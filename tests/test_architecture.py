@@ -67,6 +67,14 @@ PURE = {
     "supervisor.worker.records",
     "supervisor.tube.packet",
     "supervisor.tube.peer",
+    "supervisor.memory.errors",
+    "supervisor.memory.access",
+    "supervisor.memory.ranges",
+    "supervisor.memory.blocks",
+    "supervisor.memory.io",
+    "supervisor.memory.sequence",
+    "supervisor.memory.regions",
+    "supervisor.memory.segments",
     "supervisor.bus",
 }
 IMPURE_MODULES = {
