@@ -16,7 +16,7 @@ from supervisor.datasheet import RegisterMap, check_register_map
 from supervisor.errors import LocalError
 from supervisor.handle import Clock
 from supervisor.launch.launcher import WorkerProcess
-from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
+from supervisor.messages_pb2 import Attach, Failed, SupervisorMessage, WorkerMessage
 from supervisor.policy.events import Hello, Ignored, Ready, Refused, Silent
 from supervisor.processes import BrokenContract
 from supervisor.reactor import Reactor
@@ -63,6 +63,10 @@ class Conversation:
         message.stop.SetInParent()
         self._tell(seat, message)
 
+    def attach(self, seat: Seat, attach: Attach, descriptors: tuple[object, ...]) -> None:
+        """Hands a virtio device the queues that its driver has set up."""
+        self._tell(seat, SupervisorMessage(generation=seat.generation, attach=attach), descriptors)
+
     def hang_up(self, seat: Seat) -> None:
         """The worker is gone: other devices cannot reach it any more."""
         self._switchboard.unplug(seat.name)
@@ -87,7 +91,7 @@ class Conversation:
             case "want_payload":
                 self._tell_payload(seat, message.want_payload.number)
             case "stopped":
-                pass
+                seat.ring_positions = {ring.index: ring.position for ring in message.stopped.rings}
             case "duplicate":
                 self._hand_over(seat, worker, message, descriptors)
             case "connect":
@@ -107,6 +111,8 @@ class Conversation:
         seat.handle.set_map(register_map)
         seat.ready = True
         seat.start_fresh = False
+        if message.ready.HasField("virtio"):
+            seat.offer = message.ready.virtio
         seat.heartbeat = (seat.handle.ledger.words[layout.HEARTBEAT], time.monotonic_ns())
         tube = worker.tube
         self._switchboard.plug_in(

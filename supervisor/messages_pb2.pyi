@@ -193,6 +193,7 @@ class SupervisorMessage(_message.Message):
     DUPLICATED_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
     HANDED_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     @_builtins.property
     def assign(self) -> Global___Assign: ...
@@ -208,6 +209,8 @@ class SupervisorMessage(_message.Message):
     def connected(self) -> Global___Connected: ...
     @_builtins.property
     def handed(self) -> Global___Handed: ...
+    @_builtins.property
+    def attach(self) -> Global___Attach: ...
     def __init__(
         self,
         *,
@@ -219,12 +222,13 @@ class SupervisorMessage(_message.Message):
         duplicated: Global___Duplicated | None = ...,
         connected: Global___Connected | None = ...,
         handed: Global___Handed | None = ...,
+        attach: Global___Attach | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "handed", b"handed", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "attach", b"attach", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "handed", b"handed", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "generation", b"generation", "handed", b"handed", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "attach", b"attach", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "generation", b"generation", "handed", b"handed", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["assign", "stop", "payload", "journal_grown", "duplicated", "connected", "handed"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["assign", "stop", "payload", "journal_grown", "duplicated", "connected", "handed", "attach"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -429,6 +433,183 @@ class Handed(_message.Message):
 Global___Handed: _TypeAlias = Handed  # noqa: Y015
 
 @_typing.final
+class Attach(_message.Message):
+    """A virtio device's queues, as its driver has set them up. Descriptors: [one for each region, that of the
+    in-flight log if there is one, then for each ring kick, call and error, as far as it has them].
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURES_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    RINGS_FIELD_NUMBER: _builtins.int
+    INFLIGHT_FIELD_NUMBER: _builtins.int
+    CONFIG_WRITES_FIELD_NUMBER: _builtins.int
+    features: _builtins.int
+    """that the driver has accepted"""
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuestRegion]: ...
+    @_builtins.property
+    def rings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ring]: ...
+    @_builtins.property
+    def inflight(self) -> Global___InflightArea: ...
+    @_builtins.property
+    def config_writes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfigWrite]:
+        """what the driver has written to the configuration space"""
+
+    def __init__(
+        self,
+        *,
+        features: _builtins.int = ...,
+        regions: _abc.Iterable[Global___GuestRegion] | None = ...,
+        rings: _abc.Iterable[Global___Ring] | None = ...,
+        inflight: Global___InflightArea | None = ...,
+        config_writes: _abc.Iterable[Global___ConfigWrite] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_inflight", b"_inflight", "inflight", b"inflight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_inflight", b"_inflight", "config_writes", b"config_writes", "features", b"features", "inflight", b"inflight", "regions", b"regions", "rings", b"rings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__inflight: _TypeAlias = _typing.Literal["inflight"]  # noqa: Y015
+    _WhichOneofArgType__inflight: _TypeAlias = _typing.Literal["_inflight", b"_inflight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__inflight) -> _WhichOneofReturnType__inflight | None: ...
+
+Global___Attach: _TypeAlias = Attach  # noqa: Y015
+
+@_typing.final
+class GuestRegion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GUEST_ADDRESS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    USER_ADDRESS_FIELD_NUMBER: _builtins.int
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    guest_address: _builtins.int
+    size_bytes: _builtins.int
+    user_address: _builtins.int
+    """of the same memory in the VMM"""
+    offset_bytes: _builtins.int
+    """in the file"""
+    def __init__(
+        self,
+        *,
+        guest_address: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        user_address: _builtins.int = ...,
+        offset_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest_address", b"guest_address", "offset_bytes", b"offset_bytes", "size_bytes", b"size_bytes", "user_address", b"user_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestRegion: _TypeAlias = GuestRegion  # noqa: Y015
+
+@_typing.final
+class Ring(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    DESC_FIELD_NUMBER: _builtins.int
+    AVAIL_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    HAS_KICK_FIELD_NUMBER: _builtins.int
+    HAS_CALL_FIELD_NUMBER: _builtins.int
+    HAS_ERR_FIELD_NUMBER: _builtins.int
+    POISON_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    size: _builtins.int
+    """entries"""
+    desc: _builtins.int
+    """user addresses"""
+    avail: _builtins.int
+    used: _builtins.int
+    base: _builtins.int
+    """the next available entry, where there is no log that knows better"""
+    has_kick: _builtins.bool
+    has_call: _builtins.bool
+    has_err: _builtins.bool
+    @_builtins.property
+    def poison(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """heads that are completed with an error instead of executed again"""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        size: _builtins.int = ...,
+        desc: _builtins.int = ...,
+        avail: _builtins.int = ...,
+        used: _builtins.int = ...,
+        base: _builtins.int = ...,
+        has_kick: _builtins.bool = ...,
+        has_call: _builtins.bool = ...,
+        has_err: _builtins.bool = ...,
+        poison: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avail", b"avail", "base", b"base", "desc", b"desc", "has_call", b"has_call", "has_err", b"has_err", "has_kick", b"has_kick", "index", b"index", "poison", b"poison", "size", b"size", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ring: _TypeAlias = Ring  # noqa: Y015
+
+@_typing.final
+class InflightArea(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    QUEUES_FIELD_NUMBER: _builtins.int
+    QUEUE_SIZE_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    offset_bytes: _builtins.int
+    queues: _builtins.int
+    queue_size: _builtins.int
+    """how many requests each queue's part can hold"""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        offset_bytes: _builtins.int = ...,
+        queues: _builtins.int = ...,
+        queue_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset_bytes", b"offset_bytes", "queue_size", b"queue_size", "queues", b"queues", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InflightArea: _TypeAlias = InflightArea  # noqa: Y015
+
+@_typing.final
+class ConfigWrite(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigWrite: _TypeAlias = ConfigWrite  # noqa: Y015
+
+@_typing.final
 class Duplicated(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -568,23 +749,62 @@ class Ready(_message.Message):
     REGISTER_MAP_MSGPACK_FIELD_NUMBER: _builtins.int
     OPTION_SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     STATE_VERSION_FIELD_NUMBER: _builtins.int
+    VIRTIO_FIELD_NUMBER: _builtins.int
     register_map_msgpack: _builtins.bytes
     option_schema_json: _builtins.bytes
     state_version: _builtins.int
+    @_builtins.property
+    def virtio(self) -> Global___VirtioOffer: ...
     def __init__(
         self,
         *,
         register_map_msgpack: _builtins.bytes = ...,
         option_schema_json: _builtins.bytes = ...,
         state_version: _builtins.int = ...,
+        virtio: Global___VirtioOffer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_virtio", b"_virtio", "virtio", b"virtio"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_virtio", b"_virtio", "option_schema_json", b"option_schema_json", "register_map_msgpack", b"register_map_msgpack", "state_version", b"state_version", "virtio", b"virtio"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__virtio: _TypeAlias = _typing.Literal["virtio"]  # noqa: Y015
+    _WhichOneofArgType__virtio: _TypeAlias = _typing.Literal["_virtio", b"_virtio"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__virtio) -> _WhichOneofReturnType__virtio | None: ...
+
+Global___Ready: _TypeAlias = Ready  # noqa: Y015
+
+@_typing.final
+class VirtioOffer(_message.Message):
+    """What a virtio device offers its driver; the keeper answers from it while no worker lives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    QUEUES_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    IN_ORDER_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.int
+    features: _builtins.int
+    queues: _builtins.int
+    config: _builtins.bytes
+    in_order: _builtins.bool
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.int = ...,
+        features: _builtins.int = ...,
+        queues: _builtins.int = ...,
+        config: _builtins.bytes = ...,
+        in_order: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["option_schema_json", b"option_schema_json", "register_map_msgpack", b"register_map_msgpack", "state_version", b"state_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "device_id", b"device_id", "features", b"features", "in_order", b"in_order", "queues", b"queues"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Ready: _TypeAlias = Ready  # noqa: Y015
+Global___VirtioOffer: _TypeAlias = VirtioOffer  # noqa: Y015
 
 @_typing.final
 class Failed(_message.Message):
@@ -745,14 +965,42 @@ Global___Connect: _TypeAlias = Connect  # noqa: Y015
 
 @_typing.final
 class Stopped(_message.Message):
+    """The last word of a worker that was asked to stop: where its rings stand."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class Ring(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INDEX_FIELD_NUMBER: _builtins.int
+        POSITION_FIELD_NUMBER: _builtins.int
+        index: _builtins.int
+        position: _builtins.int
+        """the next available entry"""
+        def __init__(
+            self,
+            *,
+            index: _builtins.int = ...,
+            position: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "position", b"position"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stopped.Ring]: ...
     def __init__(
         self,
+        *,
+        rings: _abc.Iterable[Global___Stopped.Ring] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rings", b"rings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

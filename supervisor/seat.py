@@ -16,7 +16,7 @@ import msgspec
 
 from supervisor.config import DeviceConfig
 from supervisor.launch.launcher import WorkerProcess
-from supervisor.messages_pb2 import Assign, Failed
+from supervisor.messages_pb2 import Assign, Failed, VirtioOffer
 from supervisor.policy.events import ExitKind, ExitReason
 from supervisor.policy.records import Record
 from supervisor.reactor import Timer
@@ -74,7 +74,11 @@ class LogTail:
 
 @dataclass(eq=False, slots=True)
 class Seat:
-    """One device's place. ``uncharged``: a chaos monkey has announced the next death."""
+    """One device's place. ``uncharged``: a chaos monkey has announced the next death.
+
+    ``offer`` is what a virtio device has to offer, kept while no worker lives; ``ring_positions`` is where
+    the last worker that was asked to stop has left its rings, empty where it did not say.
+    """
 
     config: DeviceConfig
     handle: RemoteHandle
@@ -88,6 +92,8 @@ class Seat:
     start_fresh: bool = False
     last_exit: str = ""
     last_words: Failed | None = None
+    offer: VirtioOffer | None = None
+    ring_positions: dict[int, int] = field(default_factory=dict)
     log: LogTail = field(default_factory=LogTail)
     heartbeat: tuple[int, int] = (0, 0)  # the counter, and when it was seen to move (host ns)
     look_due_ns: int = 0
@@ -104,6 +110,7 @@ class Seat:
         self.assigned = self.ready = self.stop_wanted = False
         self.uncharged = self.refused = False
         self.last_words = None
+        self.ring_positions = {}
         self.log.clear()
         self.handle.revive()
 

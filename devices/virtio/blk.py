@@ -158,6 +158,12 @@ class Blk(VirtioDevice):
             status[0] = OK
         return written + 1
 
+    def fail(self, chain: Chain, index: int) -> int:
+        if not chain.writable:
+            return 0
+        chain.writable[-1][-1] = IOERR
+        return 1
+
     def _place(self, sector: int, length: int) -> int:
         """Where a stretch of the disk begins in the file, in bytes."""
         if length % SECTOR or sector + length // SECTOR > self.capacity:
@@ -271,3 +277,6 @@ def _write_zeroes(fd: int, at: int, length: int) -> None:
     end = at + length
     while at < end:
         at += os.pwrite(fd, zeroes[: end - at], at)
+
+
+DEVICE = Blk

@@ -26,3 +26,6 @@ class Rng(VirtioDevice):
             buffer[: len(piece)] = piece
             written += len(piece)
         return written
+
+
+DEVICE = Rng

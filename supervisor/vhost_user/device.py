@@ -7,7 +7,8 @@ them by ending the process: a process serves one set-up of the driver.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import contextlib
+from typing import Any, ClassVar
 
 from supervisor.device import Device
 from supervisor.vhost_user.virtqueue import BrokenChain, Chain, SplitQueue
@@ -62,6 +63,14 @@ class VirtioDevice(Device):
         """The driver writes to the configuration space; false refuses it."""
         return False
 
+    def offer(self, into: Any) -> None:
+        """Writes what is offered ``into`` a ``VirtioOffer``."""
+        into.device_id = self.device_id
+        into.features = self.features() | TRANSPORT_FEATURES
+        into.queues = self.queue_count()
+        into.config = self.config_space()
+        into.in_order = self.in_order
+
     # -- requests --------------------------------------------------------------------------------
 
     def attached(self, features: int, queues: dict[int, SplitQueue]) -> None:
@@ -71,6 +80,17 @@ class VirtioDevice(Device):
     def execute(self, chain: Chain, index: int) -> int:
         """Handles one request of queue ``index``; returns how many bytes it has written."""
         return 0
+
+    def fail(self, chain: Chain, index: int) -> int:
+        """Says in a request that it has failed, and does nothing of it; returns how much was written."""
+        return 0
+
+    def give_up(self, queue: SplitQueue, index: int, head: int) -> None:
+        """A request that keeps killing its processes: completed with an error, not executed again."""
+        written = 0
+        with contextlib.suppress(BrokenChain, OSError):
+            written = self.fail(queue.chain(head), index)
+        queue.complete(head, written)
 
     def resume(self, queue: SplitQueue, index: int, heads: list[int]) -> None:
         """Executes what the process before had under way, in its order; before any ``process``."""

@@ -55,8 +55,8 @@ class BrokenChain(PeerError):
 class GuestBuffers(Protocol):
     """Guest memory as far as a queue needs it: ``GuestMemory`` and its like.
 
-    ``buffers`` are (guest address, bytes); the views are theirs in order, more than one for a buffer that spans
-    regions. Raises ``MemoryFault`` where some of it is not there.
+    ``buffers`` are (guest address, bytes); the views are theirs in order, more than one for a buffer that
+    spans regions. Raises ``MemoryFault`` where some of it is not there.
     """
 
     def readable_views(self, buffers: Iterable[tuple[int, int]]) -> list[memoryview]: ...

@@ -142,6 +142,8 @@ def _live(tube: _Tube, ticket: int) -> int:
         return 0
     stopped = WorkerMessage(generation=message.generation)
     stopped.stopped.SetInParent()
+    for index, position in runtime.ring_positions:
+        stopped.stopped.rings.add(index=index, position=position)
     tube.tell(stopped)
     return 0
 
@@ -210,6 +212,9 @@ def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any])
     runtime.adopt(session, now_ns=assign.now_ns, fresh=assign.start_fresh)
     ready = WorkerMessage(generation=generation)
     ready.ready.CopyFrom(_describe(device_class))
+    device: Any = session.device
+    if hasattr(device, "offer"):  # a virtio device: what it offers is known once it has started
+        device.offer(ready.ready.virtio)
     tube.tell(ready)
     return runtime
 

@@ -12,18 +12,21 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from supervisor.device import Ignore
 from supervisor.errors import LocalError
 from supervisor.memory.fence import FENCE
-from supervisor.messages_pb2 import Failed, SupervisorMessage, WorkerMessage
+from supervisor.messages_pb2 import Attach, Failed, SupervisorMessage, WorkerMessage
 from supervisor.tube import Tube, TubeError, UnknownProcess
 from supervisor.worker import journal as layout
 from supervisor.worker.committer import Committer, unpack_state
 from supervisor.worker.journal import Commit, Journal, JournalCorrupt
 from supervisor.worker.records import Input, InputKind
 from supervisor.worker.session import Session
+
+if TYPE_CHECKING:
+    from supervisor.worker.virtio import Attachment
 
 __all__ = ["ControlTube", "DeviceCrashed", "Runtime"]
 
@@ -86,6 +89,7 @@ class Runtime:
         self._batch = 1
         self._spin_ns = SPIN_MIN_NS
         self._session: Session
+        self._attachment: Attachment | None = None
 
     # -- coming to life --------------------------------------------------------------------------
 
@@ -325,11 +329,28 @@ class Runtime:
                 self._connected[message.connected.peer] = (end, message.connected.error)
             case "duplicated":
                 self._duplicated[message.duplicated.request] = message.duplicated.error
+            case "attach":
+                self._handed.append(lambda: self._attach(message.attach, descriptors))
             case "handed":
                 from_pid = message.handed.from_pid
                 self._handed.append(lambda: self._session.device.handed(descriptors[0], from_pid))
             case _:
                 pass  # a newer supervisor's message: nothing that this worker knows to do
+
+    def _attach(self, attach: Attach, descriptors: list[Any]) -> None:
+        """The device's queues are there: serves them from now on."""
+        from supervisor.worker.virtio import Attachment  # only where a device has queues
+
+        device: Any = self._session.device
+        if self._attachment is not None:
+            raise LocalError("a worker serves one set-up of its queues")
+        self._attachment = Attachment(device, attach, descriptors, self.watch)
+        self._attachment.serve(attach)
+
+    @property
+    def ring_positions(self) -> list[tuple[int, int]]:
+        """(Index, next available entry) of each virtqueue; empty where there are none."""
+        return [] if self._attachment is None else self._attachment.positions()
 
     def _swap_journal(self, grown: Journal) -> None:
         old = self._committer.journal

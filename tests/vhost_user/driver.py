@@ -17,10 +17,10 @@ class MemoryFault(OSError):
 
 
 class Guest:
-    """A guest's memory: bytes from ``GUEST_BASE`` on."""
+    """A guest's memory: bytes from ``GUEST_BASE`` on, ``memory`` if that is given."""
 
-    def __init__(self, size: int = 1 << 20) -> None:
-        self.bytes = memoryview(bytearray(size))
+    def __init__(self, size: int = 1 << 20, memory: memoryview | None = None) -> None:
+        self.bytes = memoryview(bytearray(size)) if memory is None else memory
         self._free = GUEST_BASE
 
     def readable_views(self, buffers: Iterable[tuple[int, int]]) -> list[memoryview]:
@@ -54,9 +54,9 @@ class Driver:
         self.used: list[tuple[int, int]] = []
         self._seen = first
         self._lengths = RingAreas.lengths(size)
-        self._at = [guest.allocate(length, 16) for length in self._lengths]
+        self.places = [guest.allocate(length, 16) for length in self._lengths]
         self._desc, avail, used = (
-            guest.view(at, length) for at, length in zip(self._at, self._lengths, strict=True)
+            guest.view(at, length) for at, length in zip(self.places, self._lengths, strict=True)
         )
         self.avail, self.used_words = avail.cast("H"), used.cast("H")
         self.avail[1] = self.used_words[1] = first
@@ -65,10 +65,15 @@ class Driver:
         self.chains: dict[int, list[int]] = {}
         self.log_memory = memoryview(bytearray(region_bytes(size)))
 
+    def release(self) -> None:
+        """Lets go of the guest's memory."""
+        for view in (self.avail, self.used_words, self._used_entries, self._desc):
+            view.release()
+
     def areas(self) -> RingAreas:
         """The areas as a device maps them."""
         desc, avail, used = (
-            self.guest.view(at, length) for at, length in zip(self._at, self._lengths, strict=True)
+            self.guest.view(at, length) for at, length in zip(self.places, self._lengths, strict=True)
         )
         return RingAreas(desc, avail, used, self.size)
 

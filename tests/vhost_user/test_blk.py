@@ -114,7 +114,7 @@ def test_given_reads_and_writes_of_any_cut_the_image_is_what_a_plain_file_would_
                 bytes(disk.content[at : at + length]),
                 length + 1,
             )
-        disk.guest._free = max(disk.driver._at) + 4096
+        disk.guest._free = max(disk.driver.places) + 4096
     assert disk.path.read_bytes() == bytes(disk.content)
 
 

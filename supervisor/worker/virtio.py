@@ -1,0 +1,197 @@
+"""A virtio device's queues inside its worker: mapped, resumed, and served when the driver kicks.
+
+The keeper hands over what the driver has set up; a worker serves one such set-up in its life. What the
+process before had under way is executed first, in its order; then each ring is looked at once without a kick,
+since the kick may have gone to the dead, and the driver is interrupted once, as its interrupt may have, too.
+
+A broken request ends as a request. A broken ring is told to the VMM (its error descriptor) and left alone,
+while the others go on. Nothing that a guest writes ends the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from supervisor.errors import LocalError, PeerError
+from supervisor.memory import GuestMemory, Region
+from supervisor.messages_pb2 import Attach, Ring
+from supervisor.vhost_user import BrokenRing, CorruptLog, InflightLog, RingAreas, SplitQueue, VirtioDevice
+from supervisor.vhost_user.device import F_EVENT_IDX
+from supervisor.vhost_user.inflight import region_bytes
+from supervisor.vhost_user.virtqueue import ONE
+
+__all__ = ["Attachment"]
+
+_log = logging.getLogger("tubevisor.virtio")
+Watch = Callable[[int, Callable[[], None]], None]
+
+
+class _Served:
+    """One ring that is served, with the descriptors that belong to it."""
+
+    def __init__(self, index: int, queue: SplitQueue, kick_fd: int, err_fd: int) -> None:
+        self.index = index
+        self.queue = queue
+        self.kick_fd = kick_fd
+        self.err_fd = err_fd
+        self.broken = False
+
+
+class Attachment:
+    """The queues of ``device`` as ``attach`` describes them; ``descriptors`` are its, in its order.
+
+    Raises :class:`PeerError` where they cannot be what is described, ``BadRegion`` and ``MappingFailed``
+    where memory cannot be mapped: nothing is held then.
+    """
+
+    def __init__(self, device: VirtioDevice, attach: Attach, descriptors: list[Any], watch: Watch) -> None:
+        self._device = device
+        self._watch = watch
+        self._served: list[_Served] = []
+        self._owned: list[int] = []
+        self.memory = GuestMemory()
+        self._log_memory: Any = None
+        held = list(descriptors)
+        try:
+            self._map(attach, held)
+            for ring in attach.rings:
+                self._served.append(self._open(attach, ring, held))
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            for left in held:
+                left.close()
+
+    def _map(self, attach: Attach, held: list[Any]) -> None:
+        regions = []
+        for region in attach.regions:
+            descriptor = _next(held)
+            described = Region(
+                guest_addr=region.guest_address,
+                size_bytes=region.size_bytes,
+                offset_bytes=region.offset_bytes,
+                user_addr=region.user_address,
+            )
+            regions.append((described, descriptor))
+        try:
+            self.memory.map_all((region, descriptor.fileno()) for region, descriptor in regions)
+        finally:
+            for _region, descriptor in regions:
+                descriptor.close()
+        if attach.HasField("inflight"):
+            area = attach.inflight
+            descriptor = _next(held)
+            log = GuestMemory()
+            self._log_memory = log
+            try:
+                log.map(
+                    Region(guest_addr=0, size_bytes=area.size_bytes, offset_bytes=area.offset_bytes),
+                    descriptor.fileno(),
+                )
+            finally:
+                descriptor.close()
+
+    def _open(self, attach: Attach, ring: Ring, held: list[Any]) -> _Served:
+        fds = [self._keep(held) if has else -1 for has in (ring.has_kick, ring.has_call, ring.has_err)]
+        kick_fd, call_fd, err_fd = fds
+        memory = self.memory
+        places = (ring.desc, ring.avail, ring.used)
+        views = [
+            memory.writable_view(memory.guest_address(place, length), length)
+            for place, length in zip(places, RingAreas.lengths(ring.size), strict=True)
+        ]
+        queue = SplitQueue(
+            RingAreas(views[0], views[1], views[2], ring.size),
+            memory,
+            position=ring.base,
+            call_fd=call_fd,
+            log=self._log_of(attach, ring.index),
+            event_idx=bool(attach.features & F_EVENT_IDX),
+        )
+        return _Served(ring.index, queue, kick_fd, err_fd)
+
+    def _log_of(self, attach: Attach, index: int) -> InflightLog | None:
+        if self._log_memory is None:
+            return None
+        area = attach.inflight
+        stride = region_bytes(area.queue_size)
+        if index >= area.queues or stride * area.queues > area.size_bytes:
+            raise PeerError(f"no place for queue {index} in an in-flight log of {area.queues} queues")
+        return InflightLog(self._log_memory.writable_view(stride * index, stride), area.queue_size)
+
+    def _keep(self, held: list[Any]) -> int:
+        fd: int = _next(held).detach()
+        self._owned.append(fd)
+        os.set_blocking(fd, False)
+        return fd
+
+    # -- serving -----------------------------------------------------------------------------------
+
+    def serve(self, attach: Attach) -> None:
+        """Takes up what is under way, then serves every ring whenever its driver kicks."""
+        device = self._device
+        for write in attach.config_writes:
+            device.write_config(write.offset, write.data)
+        device.attached(attach.features, {one.index: one.queue for one in self._served})
+        poison = {ring.index: set(ring.poison) for ring in attach.rings}
+        for one in self._served:
+            self._guarded(one, lambda one=one: self._resume(one, poison[one.index]))  # type: ignore[misc]
+        for one in self._served:
+            if one.kick_fd >= 0 and not one.broken:
+                self._watch(one.kick_fd, lambda one=one: self._kicked(one))  # type: ignore[misc]
+            self._guarded(one, lambda one=one: device.process(one.queue, one.index))  # type: ignore[misc]
+
+    def _resume(self, one: _Served, poison: set[int]) -> None:
+        left = one.queue.recover()
+        poisoned = [head for head in left if head in poison]
+        for head in poisoned:
+            _log.error("queue %d: request %d has killed too often and is failed", one.index, head)
+            self._device.give_up(one.queue, one.index, head)
+        self._device.resume(one.queue, one.index, [head for head in left if head not in poison])
+        one.queue.signal()
+
+    def _kicked(self, one: _Served) -> None:
+        with contextlib.suppress(BlockingIOError):  # the process before may have taken it
+            os.read(one.kick_fd, 8)
+        self._guarded(one, lambda: self._device.process(one.queue, one.index))
+
+    def _guarded(self, one: _Served, work: Callable[[], None]) -> None:
+        if one.broken:
+            return
+        try:
+            work()
+        except (BrokenRing, CorruptLog) as error:
+            one.broken = True
+            _log.error("queue %d is broken and left alone: %s", one.index, error)
+            if one.err_fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.write(one.err_fd, ONE)
+
+    def positions(self) -> list[tuple[int, int]]:
+        """(Index, next available entry) of each ring; every request that was fetched is completed."""
+        return [(one.index, one.queue.position) for one in self._served]
+
+    def close(self) -> None:
+        """Gives descriptors and memory back."""
+        for one in self._served:
+            one.queue.close()
+        self._served.clear()
+        for fd in self._owned:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._owned.clear()
+        for memory in (self.memory, self._log_memory):
+            if memory is not None:
+                with contextlib.suppress(LocalError):  # views that a traceback holds: the process ends soon
+                    memory.close()
+
+
+def _next(held: list[Any]) -> Any:
+    if not held:
+        raise PeerError("fewer descriptors than are described")
+    return held.pop(0)
