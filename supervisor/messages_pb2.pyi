@@ -783,11 +783,14 @@ class VirtioOffer(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     QUEUES_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    CONFIG_WRITABLE_FIELD_NUMBER: _builtins.int
     IN_ORDER_FIELD_NUMBER: _builtins.int
     device_id: _builtins.int
     features: _builtins.int
     queues: _builtins.int
     config: _builtins.bytes
+    config_writable: _builtins.bytes
+    """a byte for each of config: 1 where the driver may write"""
     in_order: _builtins.bool
     def __init__(
         self,
@@ -796,11 +799,12 @@ class VirtioOffer(_message.Message):
         features: _builtins.int = ...,
         queues: _builtins.int = ...,
         config: _builtins.bytes = ...,
+        config_writable: _builtins.bytes = ...,
         in_order: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "device_id", b"device_id", "features", b"features", "in_order", b"in_order", "queues", b"queues"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "config_writable", b"config_writable", "device_id", b"device_id", "features", b"features", "in_order", b"in_order", "queues", b"queues"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

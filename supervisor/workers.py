@@ -8,11 +8,13 @@ learns of the death and can spawn a successor.
 from __future__ import annotations
 
 import logging
+import os
 import select
 import signal
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from supervisor import policy
 from supervisor.config import Config, DeviceConfig
@@ -20,9 +22,9 @@ from supervisor.conversation import Conversation
 from supervisor.errors import EnvironmentFault
 from supervisor.handle import Clock, DeviceFacts, DeviceHandle
 from supervisor.launch.launcher import WorkerProcess
-from supervisor.messages_pb2 import WorkerMessage
+from supervisor.messages_pb2 import Attach, VirtioOffer, WorkerMessage
 from supervisor.policy import Restart
-from supervisor.policy.events import Forked, Gone, Refused, Silent, SpawnFailed
+from supervisor.policy.events import Forked, Gone, Refused, RestartChild, Silent, SpawnFailed
 from supervisor.policy.records import (
     DeviceDied,
     DeviceFailed,
@@ -42,6 +44,9 @@ from supervisor.tube import Descriptor
 from supervisor.worker import journal as layout
 from supervisor.worker.journal import JournalCorrupt
 
+if TYPE_CHECKING:
+    from supervisor.keeper import Keeper
+
 __all__ = ["Workers"]
 
 _EDGE = select.EPOLLIN | select.EPOLLET  # a bell that is never read: each ring is one wake-up
@@ -59,6 +64,8 @@ class Workers:
         self.processes = Processes(reactor, self, _preload(config))
         self._conversation = Conversation(reactor, lambda: self._clock(), self._on_ready)
         self._departed: list[RemoteHandle] = []
+        self._keepers: dict[str, Keeper] = {}
+        self._directory = config.directory
         self.on_forget: Callable[[DeviceHandle], None] = lambda _handle: None
         try:
             for device in config.devices:
@@ -258,10 +265,34 @@ class Workers:
         report = seat.crash_report(ended, worker.broke, time.monotonic_ns())
         if report is not None:
             self._reactor.publish(report)
+        keeper = self._keepers.get(seat.name)
+        if keeper is not None:
+            keeper.worker_gone(seat.ring_positions)
         self._reactor.post(Gone(seat.name, seat.generation, ended, charged))
+
+    def _keep(self, seat: Seat) -> None:
+        """A device with a vhost-user socket serves: its keeper is told, and made at the first time."""
+        keeper = self._keepers.get(seat.name)
+        if keeper is None:
+            from supervisor.keeper import Keeper  # only for boards that have such a device
+
+            socket = seat.config.vhost_user.socket if seat.config.vhost_user is not None else ""
+            path = os.path.join(self._directory, socket)
+            keeper = Keeper(path, self._reactor, _Served(self, seat), time.monotonic_ns)
+            self._keepers[seat.name] = keeper
+        keeper.worker_ready()
+
+    def attach(self, seat: Seat, attach: Attach, descriptors: tuple[object, ...]) -> bool:
+        """Hands a virtio device its queues; false if no worker serves just now."""
+        if not seat.ready:
+            return False
+        self._conversation.attach(seat, attach, descriptors)
+        return True
 
     def _on_ready(self, seat: Seat) -> None:
         self._keep_watch(seat)
+        if seat.config.vhost_user is not None:
+            self._keep(seat)
         self.processes.refill()  # after a restart, so that it does not delay one
 
     def _leave(self, worker: WorkerProcess) -> Seat:
@@ -325,11 +356,36 @@ class Workers:
 
     def close(self) -> None:
         """Ends every process that is left, and gives descriptors and memory back."""
+        for keeper in self._keepers.values():
+            keeper.close()
+        self._keepers.clear()
         self.processes.close()
         self.see_off()
         for seat in self._seats.values():
             self._reactor.unwatch(seat.handle.ledger.answer_fd)
             seat.handle.close()
+
+
+class _Served:
+    """A device as its keeper sees it."""
+
+    def __init__(self, workers: Workers, seat: Seat) -> None:
+        self._workers = workers
+        self._seat = seat
+        self.name = seat.name
+
+    def offer(self) -> VirtioOffer | None:
+        return self._seat.offer
+
+    def attach(self, attach: Attach, descriptors: tuple[object, ...]) -> bool:
+        return self._workers.attach(self._seat, attach, descriptors)
+
+    def replace(self) -> None:
+        self._workers._reactor.post(RestartChild(self.name))
+
+    def kill(self) -> None:
+        if self._seat.worker is not None:
+            self._workers.processes.kill(self._seat.worker)
 
 
 def _preload(config: Config) -> list[str]:

@@ -46,6 +46,7 @@ _HEADER = struct.Struct("<IIQ")  # type, ioprio, sector
 _RANGE = struct.Struct("<QII")  # sector, sectors, flags
 _CONFIG = struct.Struct("<QIIHBBIBBHIBBHIIIIIB3x")
 UNMAP = 1
+WCE_OFFSET = 32  # of the cache's mode in the configuration space
 
 
 class Blk(VirtioDevice):
@@ -105,8 +106,13 @@ class Blk(VirtioDevice):
             ranges, MAX_RANGES, 1,  # write zeroes: sectors, ranges, may unmap
         )  # fmt: skip
 
+    def config_writable(self) -> bytes:
+        writable = bytearray(_CONFIG.size)
+        writable[WCE_OFFSET] = 1
+        return bytes(writable)
+
     def write_config(self, offset: int, data: bytes) -> bool:
-        if offset != 32 or len(data) != 1 or data[0] > 1:  # the cache's mode is all that may be written
+        if offset != WCE_OFFSET or len(data) != 1 or data[0] > 1:  # the cache's mode is all that may be written
             return False
         self.write_through = not data[0]
         return True

@@ -59,6 +59,10 @@ class VirtioDevice(Device):
         """The configuration space as the driver reads it."""
         return b""
 
+    def config_writable(self) -> bytes:
+        """A byte for each of the configuration space: 1 where the driver may write."""
+        return bytes(len(self.config_space()))
+
     def write_config(self, offset: int, data: bytes) -> bool:
         """The driver writes to the configuration space; false refuses it."""
         return False
@@ -69,6 +73,7 @@ class VirtioDevice(Device):
         into.features = self.features() | TRANSPORT_FEATURES
         into.queues = self.queue_count()
         into.config = self.config_space()
+        into.config_writable = self.config_writable()
         into.in_order = self.in_order
 
     # -- requests --------------------------------------------------------------------------------

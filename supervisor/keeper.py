@@ -1,0 +1,264 @@
+"""The keeper: the supervisor's side of a device's vhost-user socket.
+
+It owns the socket for the life of the VMM, and every descriptor that the VMM has passed. A worker serves what
+has been set up and may die at any time: the VMM sees neither a disconnect nor a reset, only requests that take
+a little longer. So devices survive whose VMM cannot reconnect at all.
+
+It decides nothing by itself: ``supervisor.vhost_user.setup`` says what a request changes and whether a worker
+must be out of the way first. It maps no guest memory (a process that does takes long to die, and would end by
+a signal when a guest's memory is cut short), and it never waits: a request that has to wait for a worker waits
+in a queue, and a worker that does not get out of the way within ``DRAIN_NS`` is killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from supervisor.messages_pb2 import Attach, VirtioOffer
+from supervisor.reactor import Reactor, Timer
+from supervisor.tube import Descriptor
+from supervisor.vhost_user.assembler import Assembler, Message, Outbox
+from supervisor.vhost_user.errors import VhostUserError
+from supervisor.vhost_user.listener import Listener
+from supervisor.vhost_user.messages import U64
+from supervisor.vhost_user.requests import FrontEndRequest
+from supervisor.vhost_user.rules import FRONT_END_RULES, request_name
+from supervisor.vhost_user.setup import Refused, Setup
+from supervisor.vhost_user.wire import SocketWire, receive_message
+
+__all__ = ["Keeper", "Served"]
+
+DRAIN_NS = 200_000_000  # until a worker has come to the end of a batch: the VMM's main loop waits meanwhile
+_log = logging.getLogger("tubevisor")
+
+
+class Served(Protocol):
+    """The device whose socket it is, as far as the keeper needs it."""
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+
+    def offer(self) -> VirtioOffer | None:
+        """What the device offers its driver; ``None`` before its first worker has said it."""
+
+    def attach(self, attach: Attach, descriptors: tuple[Any, ...]) -> bool:
+        """Hands the queues to the worker that serves; false if none does."""
+
+    def replace(self) -> None:
+        """Has the worker end, in order, and another one start."""
+
+    def kill(self) -> None:
+        """Has the worker killed, and another one start."""
+
+
+class _Connection:
+    """One VMM's connection: what it has sent, what it has set up, what it is still to be told."""
+
+    def __init__(self, wire: SocketWire, setup: Setup) -> None:
+        self.wire = wire
+        self.setup = setup
+        self.assembler = Assembler(unknown_pass=True)
+        self.outbox = Outbox()
+        self.waiting: deque[Message] = deque()
+
+    def close(self) -> None:
+        self.setup.release()
+        for descriptor in self.setup.discarded:
+            if descriptor is not None:
+                descriptor.close()
+        self.setup.discarded.clear()
+        for message in self.waiting:
+            message.close()
+        self.waiting.clear()
+        self.outbox.close()
+        self.assembler.close()
+        self.wire.close()
+
+
+class Keeper:
+    """Listens at ``path`` for the VMM of ``served``. Raises what ``Listener`` does."""
+
+    def __init__(self, path: str, reactor: Reactor, served: Served, now_ns: Callable[[], int]) -> None:
+        self._reactor = reactor
+        self._served = served
+        self._now_ns = now_ns
+        self._connection: _Connection | None = None
+        self._attached = False  # the worker has the queues
+        self._draining = False  # it is to end before anything goes on
+        self._drained_for_base = False
+        self._deadline: Timer | None = None
+        self._listener = Listener(path, nonblocking=True)
+        reactor.watch(self._listener.fileno(), self._on_knock)
+
+    # -- the VMM ---------------------------------------------------------------------------------
+
+    def _on_knock(self, _mask: int) -> None:
+        try:
+            end = self._listener.accept()
+        except VhostUserError as error:
+            _log.warning("%s: %s", self._served.name, error)
+            return
+        if end is None:
+            return
+        offer = self._served.offer()
+        if self._connection is not None or offer is None:
+            _log.warning("%s: a second VMM was turned away", self._served.name)
+            end.close()
+            return
+        wire = end._wire
+        if not isinstance(wire, SocketWire):
+            end.close()
+            return
+        self._connection = _Connection(wire, Setup(offer, _shared_memory))
+        self._reactor.watch(wire.fileno(), self._on_traffic)
+        _log.info("%s: a VMM has connected", self._served.name)
+
+    def _on_traffic(self, mask: int) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            if mask & ~select.EPOLLOUT:
+                while (message := receive_message(connection.wire, connection.assembler)) is not None:
+                    connection.waiting.append(message)
+            self._go_on()
+            connection.outbox.send(connection.wire)
+        except VhostUserError as error:
+            self._go_on_without(error)
+
+    def _go_on_without(self, error: VhostUserError) -> None:
+        """The connection is over: the worker lets go of the guest's memory, and the next VMM may come."""
+        connection = self._connection
+        if connection is None:
+            return
+        _log.info("%s: the VMM is gone: %s", self._served.name, error)
+        self._reactor.unwatch(connection.wire.fileno())
+        self._connection = None
+        connection.close()
+        if self._attached and not self._draining:
+            self._drain()
+
+    def _go_on(self) -> None:
+        """Works off what the VMM has asked, up to the first request that has to wait for the worker."""
+        connection = self._connection
+        while connection is not None and connection.waiting and not self._draining:
+            message = connection.waiting[0]
+            if not self._may_happen(connection, message):
+                return
+            connection.waiting.popleft()
+            self._answer(connection, message)
+        if connection is not None and not self._draining:
+            self._serve()
+
+    def _may_happen(self, connection: _Connection, message: Message) -> bool:
+        if not self._attached or message.header.request not in FRONT_END_RULES:
+            return True
+        payload = message.decode()
+        if connection.setup.pauses(message.header.request, payload):
+            self._drain()
+            return False
+        return True
+
+    def _answer(self, connection: _Connection, message: Message) -> None:
+        setup, header = connection.setup, message.header
+        rule = FRONT_END_RULES.get(header.request)
+        with message:
+            if rule is None:
+                if header.need_reply:
+                    self._reply(connection, message, U64(1).pack(), ())
+                return
+            payload = message.decode()
+            fds = len(message.descriptors)
+            descriptors: list[Any] = list(message.take())
+            status = 0
+            try:
+                answer = setup.apply(header.request, payload, descriptors)
+            except Refused as refused:
+                name = request_name(header.request)
+                _log.warning("%s: %s: %s", self._served.name, name, refused)
+                answer, status = None, 1
+            self._close_discarded(setup)
+            if answer is not None:
+                copies = tuple(Descriptor(os.dup(one.fileno())) for one in answer.descriptors)
+                self._reply(connection, message, answer.payload.pack(), copies)
+            elif header.request == FrontEndRequest.GET_CONFIG:
+                self._reply(connection, message, b"", ())  # an error, by the specification
+            elif rule.is_answered(header, fds):
+                self._reply(connection, message, U64(status).pack(), ())
+
+    def _reply(
+        self, connection: _Connection, message: Message, payload: bytes, descriptors: tuple[Descriptor, ...]
+    ) -> None:
+        connection.outbox.push(message.header.reply(len(payload)), payload, descriptors)
+        connection.outbox.send(connection.wire)
+
+    def _close_discarded(self, setup: Setup) -> None:
+        for descriptor in setup.discarded:
+            if descriptor is not None:
+                descriptor.close()
+        setup.discarded.clear()
+
+    # -- the worker ------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Hands the worker what is to be served, once everything that was said has been heard."""
+        connection = self._connection
+        if connection is None or self._attached or not connection.setup.running():
+            return
+        attach, descriptors = connection.setup.attach({})
+        self._close_discarded(connection.setup)
+        self._attached = self._served.attach(attach, descriptors)
+
+    def _drain(self) -> None:
+        self._draining = True
+        self._served.replace()
+        self._deadline = self._reactor.call_at(self._now_ns() + DRAIN_NS, self._served.kill)
+
+    def worker_ready(self) -> None:
+        """A worker serves: it gets what is to be served."""
+        self._draining = False
+        self._pump()
+
+    def worker_gone(self, positions: dict[int, int]) -> None:
+        """The worker is gone; ``positions`` is where it left its rings, empty if it died."""
+        was_attached, self._attached = self._attached, False
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._connection is not None and was_attached:
+            self._connection.setup.stopped_at(positions)
+
+    def _pump(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            self._go_on()
+            connection.outbox.send(connection.wire)
+        except VhostUserError as error:
+            self._go_on_without(error)
+
+    def close(self) -> None:
+        """Gives the socket and every descriptor back."""
+        if self._connection is not None:
+            self._reactor.unwatch(self._connection.wire.fileno())
+            self._connection.close()
+            self._connection = None
+        self._reactor.unwatch(self._listener.fileno())
+        self._listener.close()
+
+
+def _shared_memory(size: int) -> Descriptor:
+    """Zeroed memory that cannot be made shorter or longer."""
+    fd = os.memfd_create("tubevisor in-flight log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = Descriptor(fd)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return descriptor
