@@ -51,6 +51,7 @@ def examine(root: Path) -> list[Finding]:
             "on" if kernel >= (6, 15) else "a worker that dies with the zygote ends for an unknown reason",
         ),
         _fence(),
+        _atomics(),
         _module("unicorn", "the micro:bit: pip install 'tubevisor[unicorn]'"),
         _program("qemu-system-x86_64", "QEMU machines: Debian package qemu-system-x86"),
         _program("linux.uml", "User-Mode Linux: Debian package user-mode-linux"),
@@ -93,6 +94,15 @@ def _fence() -> Finding:
 
     missing = "libatomic1 is not installed: every posted write rings a doorbell"
     return Finding("memory fence", FENCE is not None, missing if FENCE is None else type(FENCE).__name__)
+
+
+def _atomics() -> Finding:
+    from supervisor.memory import NoTrueAtomics, true_atomics
+
+    try:
+        return Finding("atomics across processes", True, true_atomics().name)
+    except NoTrueAtomics as error:
+        return Finding("atomics across processes", False, str(error))
 
 
 def _module(name: str, use: str) -> Finding:

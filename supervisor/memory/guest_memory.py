@@ -35,7 +35,7 @@ from supervisor.memory.atomics import WORD_BYTES, check_word, true_atomics
 from supervisor.memory.blocks import BlockSeq, zero
 from supervisor.memory.errors import MemoryFault
 from supervisor.memory.ranges import MAX_INT, AddrRangeSeq
-from supervisor.memory.segments import NOWHERE, release
+from supervisor.memory.segments import NOWHERE, Segment, release
 
 if TYPE_CHECKING:
     from supervisor.memory.blocks import BlockReader, BlockWriter
@@ -56,36 +56,42 @@ class GuestMemory(AddressSpace):
         1024 (IOV_MAX). Raises MemoryFault for a buffer with a byte that is not there or must not be read
         (``done`` is how many bytes of all buffers come before it), MemoryClosed.
         """
-        hit = self._hit
-        start, size, view = hit.start, hit.size if hit.allowed & READ_BIT else -1, hit.read_only
-        views = []
-        for addr, n in buffers:
-            offset = addr - start
-            if offset >= 0 and 0 < n <= size - offset:
-                views.append(view[offset : offset + n])
-            elif n:
-                self._split(addr, n, READ_BIT, views)
-                hit = self._hit
-                start, size, view = hit.start, hit.size if hit.allowed & READ_BIT else -1, hit.read_only
-        return views
+        return self._views(buffers, READ_BIT)
 
     def writable_views(self, buffers: Iterable[tuple[int, int]]) -> list[memoryview]:
         """Return views of ``buffers``, each (guest address, bytes): for ``os.preadv``, from a file.
 
         As ``readable_views``, for bytes that may be written.
         """
+        return self._views(buffers, WRITE_BIT)
+
+    def _views(self, buffers: Iterable[tuple[int, int]], need: int) -> list[memoryview]:
         hit = self._hit
-        start, size, view = hit.start, hit.size if hit.allowed & WRITE_BIT else -1, hit.view
-        views = []
+        views: list[memoryview] = []
+        # What is looked at for each buffer is local: this loop runs for every request of a device.
+        start, view = hit.start, hit.view if need == WRITE_BIT else hit.read_only
+        size = hit.size if hit.allowed & need else -1
         for addr, n in buffers:
             offset = addr - start
             if offset >= 0 and 0 < n <= size - offset:
                 views.append(view[offset : offset + n])
             elif n:
-                self._split(addr, n, WRITE_BIT, views)
-                hit = self._hit
-                start, size, view = hit.start, hit.size if hit.allowed & WRITE_BIT else -1, hit.view
+                hit = self._seek(addr)
+                start, view = hit.start, hit.view if need == WRITE_BIT else hit.read_only
+                size = hit.size if hit.allowed & need else -1
+                offset = addr - start
+                if offset >= 0 and 0 < n <= size - offset:
+                    views.append(view[offset : offset + n])
+                else:
+                    self._split(addr, n, need, views)
         return views
+
+    def _seek(self, addr: int) -> Segment:
+        """Return the segment that ``addr`` is in, or NOWHERE, and look there first the next time."""
+        hit = self._table.find(addr)
+        if hit is not NOWHERE:
+            self._hit = hit
+        return hit
 
     def readable_view(self, addr: int, n: int) -> memoryview:
         """Return a read-only view of ``n`` bytes in one region. Raises MemoryFault, MemoryClosed."""
@@ -115,9 +121,6 @@ class GuestMemory(AddressSpace):
         """Return the pieces of a range and their length. Raises MemoryFault for one that cannot be."""
         self._check_open()
         self._check_range(addr, n)
-        hit = self._table.find(addr)
-        if hit is not NOWHERE:
-            self._hit = hit
         return self._table.walk(addr, n, need, ignore=ignore)
 
     def _check_range(self, addr: int, n: int) -> None:
@@ -133,8 +136,10 @@ class GuestMemory(AddressSpace):
         data = memoryview(src).cast("B")
         size = len(data)
         hit = self._hit
+        if not 0 <= addr - hit.start <= hit.size - size:
+            hit = self._seek(addr)
         offset = addr - hit.start
-        if offset >= 0 and size <= hit.size - offset and hit.allowed & WRITE_BIT:
+        if size <= hit.size - offset and hit.allowed & WRITE_BIT:
             hit.view[offset : offset + size] = data
             return size
         with data:
@@ -151,8 +156,10 @@ class GuestMemory(AddressSpace):
         room = memoryview(dst).cast("B")
         size = len(room)
         hit = self._hit
+        if not 0 <= addr - hit.start <= hit.size - size:
+            hit = self._seek(addr)
         offset = addr - hit.start
-        if offset >= 0 and size <= hit.size - offset and hit.allowed & READ_BIT:
+        if size <= hit.size - offset and hit.allowed & READ_BIT:
             room[:] = hit.view[offset : offset + size]
             return size
         with room:
@@ -233,18 +240,19 @@ class GuestMemory(AddressSpace):
         """Return the host address of an aligned word in one region. Raises MemoryFault, MemoryClosed."""
         hit = self._hit
         offset = addr - hit.start
+        if not 0 <= offset <= hit.size - WORD_BYTES:
+            hit = self._seek(addr)
+            offset = addr - hit.start
         permitted = hit.allowed & need and 0 <= offset <= hit.size - WORD_BYTES
         if not permitted:
             # The permission of each byte counts, wherever its segment ends; but a word is in one mapping.
             pieces, there = self._walk(addr, WORD_BYTES, need, ignore=ignore)
             release(pieces)
-            hit = self._table.find(addr)
-            offset = addr - hit.start
             last = self._table.find(addr + WORD_BYTES - 1)
             permitted = there == WORD_BYTES and hit.mapping is last.mapping
         if not permitted or addr % WORD_BYTES:
             raise MemoryFault(errno.EFAULT, 0, f"a word at {addr:#x}")
-        address = hit.mapping.address + hit.offset + offset
+        address = hit.mapping.address + (addr - hit.mapping.region.guest_addr)
         if address % WORD_BYTES:
             raise MemoryFault(errno.EFAULT, 0, "the region itself is not aligned")
         return address

@@ -28,11 +28,10 @@ Protection = tuple[int, int, AccessType]
 class Segment:
     """A run of guest addresses: ``size`` bytes from ``start`` on, which are ``view``."""
 
-    __slots__ = ("allowed", "backed", "mapping", "offset", "read_only", "size", "start", "view")
+    __slots__ = ("allowed", "backed", "mapping", "read_only", "size", "start", "view")
 
     def __init__(self, mapping: Mapping, first: int, last: int, access: AccessType) -> None:
         self.mapping = mapping
-        self.offset = first
         self.start = mapping.region.guest_addr + first
         self.size = last - first
         self.view = mapping.view[first:last]
@@ -51,7 +50,7 @@ class _Nowhere(Segment):
     """No address is in it: even 0 bytes are more than its size."""
 
     def __init__(self) -> None:
-        self.offset = self.start = self.allowed = self.backed = 0
+        self.start = self.allowed = self.backed = 0
         self.size = -1
         self.view = self.read_only = memoryview(b"")
 
