@@ -67,6 +67,13 @@ PURE = {
     "supervisor.worker.records",
     "supervisor.tube.packet",
     "supervisor.tube.peer",
+    "supervisor.vhost_user.areas",
+    "supervisor.vhost_user.assembler",
+    "supervisor.vhost_user.errors",
+    "supervisor.vhost_user.inflight",
+    "supervisor.vhost_user.messages",
+    "supervisor.vhost_user.requests",
+    "supervisor.vhost_user.rules",
     "supervisor.bus",
 }
 IMPURE_MODULES = {
