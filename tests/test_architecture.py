@@ -75,6 +75,13 @@ PURE = {
     "supervisor.memory.sequence",
     "supervisor.memory.regions",
     "supervisor.memory.segments",
+    "supervisor.vhost_user.areas",
+    "supervisor.vhost_user.assembler",
+    "supervisor.vhost_user.errors",
+    "supervisor.vhost_user.inflight",
+    "supervisor.vhost_user.messages",
+    "supervisor.vhost_user.requests",
+    "supervisor.vhost_user.rules",
     "supervisor.bus",
 }
 IMPURE_MODULES = {

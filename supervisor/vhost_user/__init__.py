@@ -1,7 +1,14 @@
 """vhost-user: devices of real virtual machines, served by workers that may die.
 
-From the bottom: ``inflight`` (what was fetched and not completed) · ``virtqueue`` (a split ring as the device
-sees it) · ``device`` (what a virtio device is to those who write one).
+The door for those who write devices. From the bottom: ``inflight`` (what was fetched and not completed) ·
+``virtqueue`` (a split ring as the device sees it) · ``device`` (what a virtio device is to those who write
+one).
+
+The connection to the VMM is the supervisor's and not a device's: it is imported from its modules, so that a
+device does not load it. Pure: ``errors``, ``requests`` (numbers and limits), ``messages`` and ``areas``
+(payloads as values), ``rules`` (what each request looks like), ``assembler`` (messages out of pieces). System
+calls: ``wire`` (one send, one receive), ``stream`` and ``endpoint`` (blocking, whole messages), ``listener``,
+``frontend`` (the VMM's side).
 """
 
 from __future__ import annotations
