@@ -99,6 +99,7 @@ class World:
         self.spec = _supervisor(self.luck, "", 0)
         self.tree: Tree = initial(self.spec)
         self.before = self.tree
+        self.configured = list(self.tree.group_of)
         self.specs: dict[str, SupervisorSpec] = {ROOT: self.spec, **dict(groups_in(self.spec))}
 
     # -- living ----------------------------------------------------------------------------------
@@ -162,7 +163,9 @@ class World:
         name = self.luck.choice([*self.tree.group_of, "nobody"])
         if self.luck.random() < 0.2:
             group = self.luck.choice(list(self.tree.nodes))
-            return AddChild(_child(self.luck, f"{group}x{self.luck.randrange(3)}", may_matter=False), group)
+            # A name of its own, or one of the configuration's, which may have been removed by now.
+            name = self.luck.choice([f"{group}x{self.luck.randrange(3)}", *self.configured])
+            return AddChild(_child(self.luck, name, may_matter=False), group)
         kind = self.luck.choice((StartChild, StartChild, StopChild, RestartChild, RemoveChild))
         if kind is not RemoveChild:
             self.barred -= {name, *self._inside(name)}
