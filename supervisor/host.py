@@ -323,8 +323,14 @@ class Supervisor:
         return self._local if self._workers is None else self._workers.handles
 
     def _order(self, event: StartChild | StopChild | RestartChild) -> None:
+        if self._workers is None:
+            raise LocalError("devices in this process cannot be started, stopped or restarted one by one")
         if event.name not in self._reactor.state.nodes:
             self[event.name]
+        self._reactor.step()
+        why_not = policy.why_not_order(self._reactor.state, event.name)
+        if why_not:
+            raise LocalError(why_not)
         self._reactor.post(event)
         self._reactor.step()
 
@@ -376,6 +382,6 @@ class _Idle:
 
     def kill(self, name: str, generation: int, why: str) -> None: ...
 
-    def forget(self, name: str, restarts: int) -> None: ...
+    def forget(self, name: str, restarts: int, why: str) -> None: ...
 
     def published(self, record: Record) -> None: ...

@@ -1,13 +1,13 @@
 """The keeper: the supervisor's side of a device's vhost-user socket.
 
 It owns the socket for the life of the VMM, and every descriptor that the VMM has passed. A worker serves what
-has been set up and may die at any time: the VMM sees neither a disconnect nor a reset, only requests that take
-a little longer. So devices survive whose VMM cannot reconnect at all.
+has been set up and may die at any time: the VMM sees neither a disconnect nor a reset, only requests that
+take a little longer. So devices survive whose VMM cannot reconnect at all.
 
 It decides nothing by itself: ``supervisor.vhost_user.setup`` says what a request changes and whether a worker
 must be out of the way first. It maps no guest memory (a process that does takes long to die, and would end by
-a signal when a guest's memory is cut short), and it never waits: a request that has to wait for a worker waits
-in a queue, and a worker that does not get out of the way within ``DRAIN_NS`` is killed.
+a signal when a guest's memory is cut short), and it never waits: a request that has to wait for a worker
+waits in a queue, and a worker that does not get out of the way within ``DRAIN_NS`` is killed.
 """
 
 from __future__ import annotations
@@ -92,7 +92,6 @@ class Keeper:
         self._connection: _Connection | None = None
         self._attached = False  # the worker has the queues
         self._draining = False  # it is to end before anything goes on
-        self._drained_for_base = False
         self._deadline: Timer | None = None
         self._listener = Listener(path, nonblocking=True)
         reactor.watch(self._listener.fileno(), self._on_knock)

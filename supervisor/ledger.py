@@ -50,7 +50,7 @@ class Ledger:
         self._outputs = outputs
         self._poison = poison
         self._request_timeout_ns = request_timeout_ns
-        self._blame: dict[int, int] = {}
+        self._blame: dict[tuple[int, bool], int] = {}  # by record, and whether it was an alarm before it
         self._payloads: dict[int, bytes] = {}
         self.journal_fd, self.journal = create_journal(name)
         opened = [self.journal_fd]
@@ -194,20 +194,24 @@ class Ledger:
 
     def _judge_blame(self, applied: int, *, charged: bool) -> list[DeviceFault]:
         given_up: list[DeviceFault] = []
-        for number in [number for number in self._blame if number < applied]:
-            del self._blame[number]
+        for blamed in [blamed for blamed in self._blame if blamed[0] < applied]:
+            del self._blame[blamed]
         word = self.words[layout.HANDLING]
         firing = bool(word & layout.FIRING)
         handling = (word & ~layout.FIRING) - 1
         overdue, self.overdue = self.overdue, None
         guilty = applied <= handling < self.submitted
         if overdue is not None:
-            stuck = {number for number in (overdue, handling if guilty else -1) if number >= applied}
+            at_work = handling if guilty and not firing else SOMETHING
+            stuck = {number for number in (overdue, at_work) if number >= applied}
             given_up += [self.give_up(number, self.timeout_fault()) for number in sorted(stuck)]
             if guilty and firing:
-                self.journal.drop_alarms(handling)
+                what = self._describe_input(handling, firing=True)
+                fault = DeviceError(f"{self.name}: {what} did not come to an end; it was dropped")
+                given_up.append(self._drop_alarms(handling, fault))
         elif guilty and charged:
-            count = self._blame[handling] = self._blame.get(handling, 0) + 1
+            blamed = (handling, firing)
+            count = self._blame[blamed] = self._blame.get(blamed, 0) + 1
             if count >= self._poison:
                 what = self._describe_input(handling, firing=firing)
                 fault = DeviceError(f"{self.name}: {what} has killed {count} workers; it was dropped")
@@ -218,14 +222,14 @@ class Ledger:
     def _drop_alarms(self, number: int, fault: DeviceFault) -> DeviceFault:
         """The alarms that are due before record ``number`` will not fire; the record itself is handled."""
         self.journal.drop_alarms(number)
-        self._blame.pop(number, None)
+        self._blame.pop((number, True), None)
         return fault
 
     def give_up(self, number: int, fault: DeviceFault) -> DeviceFault:
         """Record ``number`` will never be handled: whoever waits for it gets ``fault``. No worker lives."""
         record, _after, _out_of_line = self.journal.get_input(number)
         self.journal.skip_input(number)
-        self._blame.pop(number, None)
+        self._blame.pop((number, False), None)
         waiter = self.waiters.pop(number, None)
         if waiter is not None:
             waiter(fault)

@@ -94,7 +94,12 @@ class SupervisorFactory:
     def _find_modules_in(self, folder: str) -> None:
         if folder not in sys.path:
             sys.path.append(folder)
-            self._running.callback(sys.path.remove, folder)
+            self._running.callback(self._forget_modules_in, folder)
+
+    @staticmethod
+    def _forget_modules_in(folder: str) -> None:
+        with contextlib.suppress(ValueError):  # a test may have put the path back itself
+            sys.path.remove(folder)
 
 
 class MonkeyFactory:

@@ -42,8 +42,8 @@ class Executor(Protocol):
 
     def kill(self, name: str, generation: int, why: str) -> None: ...
 
-    def forget(self, name: str, restarts: int) -> None:
-        """The device is removed; it has no process."""
+    def forget(self, name: str, restarts: int, why: str) -> None:
+        """The device is removed; it has no process. ``why`` is set if it had failed."""
 
     def published(self, record: Record) -> None:
         """A lifecycle record has been made: bookkeeping of the executor's own."""
@@ -193,8 +193,8 @@ class Reactor:
                 self.executor.ask_stop(name, generation)
             case Kill(name, generation, why):
                 self.executor.kill(name, generation, why)
-            case Forget(name, restarts):
-                self.executor.forget(name, restarts)
+            case Forget(name, restarts, why):
+                self.executor.forget(name, restarts, why)
             case Report(record):
                 self.publish(record)
             case Finished(outcome):

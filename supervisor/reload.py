@@ -3,7 +3,7 @@
 What is asked here is what has changed, and whether the board can go on by it. Nothing is started, stopped or
 replaced: a changed device keeps its process and is what the new configuration says from its next process on
 (the limits of requests count at once); a new one is down until it is started; one that is missing goes on as
-it is until it is stopped and removed. What is refused changes nothing at all.
+it is until it is stopped and removed, or its group starts afresh. What is refused changes nothing at all.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from supervisor.config import Config, DeviceConfig
-from supervisor.errors import LocalError
+from supervisor.config import Config, DeviceConfig, GroupConfig
 
 __all__ = ["Reloaded", "compare", "why_not_fit"]
 
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What another configuration means to the devices: their names, in its order.
+    """What another configuration means to devices and groups: their names, in its order.
 
     ``added`` are down, ``changed`` will be what it says from their next process on, ``left`` are no longer in
-    it and go on as they are.
+    it and go on as they are, until they are removed or their group starts afresh.
     """
 
     added: tuple[str, ...]
@@ -30,39 +29,32 @@ class Reloaded:
     left: tuple[str, ...]
 
 
-def compare(present: Mapping[str, DeviceConfig], config: Config) -> Reloaded:
-    """What differs between the devices that are there and those that ``config`` lists."""
-    wanted = {device.name: device for device in config.devices}
-    for name, device in wanted.items():
-        if name in present and present[name].group != device.group:
-            there, here = _called(present[name].group), _called(device.group)
-            raise LocalError(f"{name!r} cannot move from {there} to {here}; stop and remove it first")
+def compare(
+    present: Mapping[str, DeviceConfig], groups: Mapping[str, GroupConfig], config: Config
+) -> Reloaded:
+    """What differs between the devices and groups that are there and those that ``config`` lists."""
+    there: dict[str, DeviceConfig | GroupConfig] = {**present, **groups}
+    wanted: dict[str, DeviceConfig | GroupConfig] = {device.name: device for device in config.devices}
+    wanted |= {group.name: group for group in config.groups}
     return Reloaded(
-        added=tuple(name for name in wanted if name not in present),
-        changed=tuple(name for name in wanted if name in present and wanted[name] != present[name]),
-        left=tuple(name for name in present if name not in wanted),
+        added=tuple(name for name in wanted if name not in there),
+        changed=tuple(name for name in wanted if name in there and wanted[name] != there[name]),
+        left=tuple(name for name in there if name not in wanted),
     )
 
 
 def why_not_fit(devices: Iterable[DeviceConfig]) -> str:
     """Which two devices claim the same addresses; empty if none do."""
-    highest: DeviceConfig | None = None
-    mapped = [device for device in devices if device.mmio is not None]
-    for device in sorted(mapped, key=_base):
-        if highest is not None and _base(device) < _end(highest):
-            return f"device {device.name!r}: {_base(device):#x} is within what {highest.name!r} has"
-        if highest is None or _end(device) > _end(highest):
-            highest = device
+    mapped = sorted((_range(device), device.name) for device in devices if device.mmio is not None)
+    highest, owner = 0, ""
+    for (base, end), name in mapped:
+        if base < highest:
+            return f"device {name!r}: {base:#x} is within what {owner!r} has"
+        if end > highest:
+            highest, owner = end, name
     return ""
 
 
-def _called(group: str) -> str:
-    return f"group {group!r}" if group else "no group"
-
-
-def _base(device: DeviceConfig) -> int:
-    return 0 if device.mmio is None else device.mmio.base
-
-
-def _end(device: DeviceConfig) -> int:
-    return 0 if device.mmio is None else device.mmio.base + device.mmio.size
+def _range(device: DeviceConfig) -> tuple[int, int]:
+    mmio = device.mmio
+    return (0, 0) if mmio is None else (mmio.base, mmio.base + mmio.size)

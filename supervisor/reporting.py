@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any
 
 from supervisor.chaos import DeviceToll
@@ -57,8 +58,12 @@ class Reporter:
             self._print(f"{line.device:{width}}  {line.kills:5}  {line.restarts:8}  {median:>9}  {worst:>8}")
 
     def _print(self, what: str | dict[str, Any]) -> None:
-        text = what if isinstance(what, str) else json.dumps(what, default=str)
+        text = what if isinstance(what, str) else json.dumps(what, default=_shown)
         print(text, file=sys.stderr)
+
+
+def _shown(value: object) -> object:
+    return value.value if isinstance(value, Enum) else str(value)
 
 
 def _in_words(record: Record) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from supervisor import policy
@@ -42,13 +42,13 @@ class DeviceStatus:
 class Seats(Protocol):
     """Who makes places for devices, and knows who sits in them."""
 
-    on_forget: Callable[[DeviceHandle], None]
+    on_forget: Callable[[DeviceHandle, str], None]
 
     def add(self, device: DeviceConfig) -> DeviceHandle: ...
 
     def replace(self, device: DeviceConfig) -> None: ...
 
-    def forget(self, name: str, restarts: int) -> None: ...
+    def forget(self, name: str, restarts: int, why: str = "") -> None: ...
 
     def seat(self, name: str) -> Seat: ...
 
@@ -61,13 +61,14 @@ class Roster:
     def __init__(
         self, config: Config, reactor: Reactor, seats: Seats, bus: Bus, now_ns: Callable[[], int]
     ) -> None:
-        self.templates = _templates(config)
         self._reactor = reactor
         self._seats = seats
         self._bus = bus
         self._now_ns = now_ns
         self._numbers: Counter[str] = Counter()
-        seats.on_forget = bus.remove
+        self._groups = {group.name: group for group in config.groups}
+        self._failures: dict[str, str] = {}  # of devices that were forgotten while somebody adds them
+        seats.on_forget = self._on_forget
 
     def add(self, device: DeviceConfig | str | Mapping[str, Any], group: str) -> DeviceHandle:
         """Starts a device; returns when it is ready, or has ended by itself and need not come back."""
@@ -76,23 +77,39 @@ class Roster:
         if not isinstance(device, DeviceConfig):
             device = self._parse(device, group)
         self._check(device, group)
+        device = replace(device, group=group)
         begun_ns = self._now_ns()
+        run = self._run_of(group)
         try:
             handle = self._seats.add(device)
         except OSError as error:
             raise EnvironmentFault(f"{device.name}: there is no room for its journal: {error}") from error
         self._bus.add(handle)
+        self._failures.pop(device.name, None)
         reactor.post(AddChild(device.child, group))
         reactor.step()
         while self._is_coming(device.name):
             reactor.poll(None)
-        if reactor.state.knows(device.name) and reactor.outcome is None:
-            return handle
+        failure = self._failures.pop(device.name, "")
+        if reactor.outcome is None and self._run_of(group) == run and not failure:
+            return handle  # ready; or it had nothing to do, or was done before it was ready, and is forgotten
         records = [record for record in reactor.records if record.at_ns >= begun_ns]
         own = [record for record in records if getattr(record, "name", None) == device.name]
-        if reactor.outcome is None and not any(isinstance(record, DeviceFailed) for record in own):
-            return handle  # it had nothing to do, or was done before it was ready: forgotten, but no fault
-        raise StartFailed(start_report(f"{device.name}: the start failed", own))
+        told = failure or (f"its supervisor has ended: {group!r}" if group else "the supervisor has ended")
+        raise StartFailed(start_report(f"{device.name}: the start failed: {told}", own))
+
+    def _run_of(self, group: str) -> tuple[int, bool] | None:
+        """Which run of a supervisor this is, and whether it goes on; ``None``: there is none."""
+        tree = self._reactor.state
+        if group not in tree.nodes:
+            return None
+        serving = policy.phase(tree, group) in (Phase.STARTING, Phase.RUNNING)
+        return (policy.child(tree, group).generation if group else 0), serving
+
+    def _on_forget(self, handle: DeviceHandle, why: str) -> None:
+        self._bus.remove(handle)
+        if why:
+            self._failures[handle.name] = why
 
     def remove(self, name: str) -> None:
         """Forgets a device or group that is down, failed or finished; gives back what is held for it."""
@@ -111,22 +128,26 @@ class Roster:
         self._must_run()
         names = policy.devices_in(reactor.state)
         present = {name: self._seats.seat(name).config for name in names}
-        reloaded = compare(present, config)
+        reloaded = compare(present, self._groups, config)
         wanted = {device.name: device for device in config.devices}
         spec = policy_spec(config)
         why_not = policy.why_not_reload(reactor.state, spec) or why_not_fit((present | wanted).values())
         if why_not:
             raise LocalError(why_not)
-        self._make_places([wanted[name] for name in reloaded.added])
+        self._make_places([wanted[name] for name in reloaded.added if name in wanted])
         for name in reloaded.changed:
+            if name not in wanted:
+                continue  # a group
             handle = self._seats.seat(name).handle
             self._bus.remove(handle)
             self._seats.replace(wanted[name])
             self._bus.add(handle)
-        self.templates = _templates(config)
         reactor.post(Reload(spec))
         reactor.step()
-        return reloaded
+        tree = reactor.state
+        kept = {name: group for name, group in self._groups.items() if tree.knows(name)}
+        self._groups = kept | {group.name: group for group in config.groups}
+        return replace(reloaded, left=tuple(name for name in reloaded.left if tree.knows(name)))
 
     def _make_places(self, devices: Sequence[DeviceConfig]) -> None:
         """Seats for all of ``devices``, or for none of them."""
@@ -171,7 +192,8 @@ class Roster:
 
     def _parse(self, device: str | Mapping[str, Any], group: str) -> DeviceConfig:
         auto_shutdown = self._tree_with(group).nodes[group].plan.spec.auto_shutdown
-        template = self.templates.get(group)
+        known = self._groups.get(group)
+        template = None if known is None else known.template
         if template is None:
             return parse_device(device, auto_shutdown=auto_shutdown)
         prefix = template.get("name") or group
@@ -207,10 +229,6 @@ class Roster:
         view = policy.child(tree, name)
         coming = view.state is ChildState.WAITING or view.state in ALIVE - {ChildState.READY}
         return view.new and coming
-
-
-def _templates(config: Config) -> dict[str, Mapping[str, Any]]:
-    return {group.name: group.template for group in config.groups if group.template is not None}
 
 
 def start_report(headline: str, records: Iterable[Record]) -> str:

@@ -17,6 +17,7 @@ import msgspec
 from supervisor.config import DeviceConfig
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import Assign, Failed, VirtioOffer
+from supervisor.policy import ChildSpec
 from supervisor.policy.events import ExitKind, ExitReason
 from supervisor.policy.records import Record
 from supervisor.reactor import Timer
@@ -74,14 +75,16 @@ class LogTail:
 
 @dataclass(eq=False, slots=True)
 class Seat:
-    """One device's place. ``uncharged``: a chaos monkey has announced the next death.
+    """One device's place. ``child`` is what the present process lives by, whatever ``config`` says by now.
 
-    ``offer`` is what a virtio device has to offer, kept while no worker lives; ``ring_positions`` is where
-    the last worker that was asked to stop has left its rings, empty where it did not say.
+    ``uncharged``: a chaos monkey has announced the next death. ``ended``: its end has been told. ``offer`` is
+    what a virtio device has to offer, kept while no worker lives; ``ring_positions`` is where the last worker
+    that was asked to stop has left its rings, empty where it did not say.
     """
 
     config: DeviceConfig
     handle: RemoteHandle
+    child: ChildSpec
     worker: WorkerProcess | None = None
     generation: int = 0
     assigned: bool = False
@@ -89,6 +92,7 @@ class Seat:
     stop_wanted: bool = False
     uncharged: bool = False
     refused: bool = False
+    ended: bool = False
     start_fresh: bool = False
     last_exit: str = ""
     last_words: Failed | None = None
@@ -108,7 +112,8 @@ class Seat:
         """A new generation is on its way: what was known of the last one is forgotten."""
         self.generation = generation
         self.assigned = self.ready = self.stop_wanted = False
-        self.uncharged = self.refused = False
+        self.uncharged = self.refused = self.ended = False
+        self.child = self.config.child
         self.last_words = None
         self.ring_positions = {}
         self.log.clear()
@@ -130,7 +135,7 @@ class Seat:
             options_msgpack=msgspec.msgpack.encode(config.options),
             restart_count=self.generation - 1,
             last_exit=self.last_exit,
-            heartbeat_every_ns=config.child.heartbeat.every_ns if config.child.heartbeat else 0,
+            heartbeat_every_ns=self.child.heartbeat.every_ns if self.child.heartbeat else 0,
             start_fresh=self.start_fresh,
             working_directory=_working_directory(),
             environment=dict(config.env),
@@ -150,7 +155,7 @@ class Seat:
         ``broke`` says how the worker has broken the contract, if it was killed for that.
         """
         words = self.last_words
-        expected = self.stop_wanted or self.uncharged or ended.clean(self.config.child)
+        expected = self.stop_wanted or self.uncharged or ended.clean(self.child)
         if words is None and not broke and expected:
             return None
         return DeviceCrashed(

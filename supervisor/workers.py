@@ -66,7 +66,7 @@ class Workers:
         self._departed: list[RemoteHandle] = []
         self._keepers: dict[str, Keeper] = {}
         self._directory = config.directory
-        self.on_forget: Callable[[DeviceHandle], None] = lambda _handle: None
+        self.on_forget: Callable[[DeviceHandle, str], None] = lambda _handle, _why: None
         try:
             for device in config.devices:
                 self._seats[device.name] = self._make_seat(device)
@@ -93,8 +93,12 @@ class Workers:
             poison=device.poison,
         )
         handle.ask_facts = partial(self.facts, device.name)
-        seat = Seat(device, handle)
-        self._reactor.watch(handle.ledger.answer_fd, _ignore, _EDGE)
+        seat = Seat(device, handle, device.child)
+        try:
+            self._reactor.watch(handle.ledger.answer_fd, _ignore, _EDGE)
+        except OSError:
+            handle.close()
+            raise
         return seat
 
     def _by_name(self) -> dict[str, RemoteHandle]:
@@ -117,16 +121,16 @@ class Workers:
         seat.handle.mmio = device.mmio
         seat.handle.reconfigure(request_timeout_ns=device.request_timeout_ns, poison=device.poison)
 
-    def forget(self, name: str, restarts: int) -> None:
+    def forget(self, name: str, restarts: int, why: str = "") -> None:
         seat = self._seats.pop(name)
         self.handles = self._by_name()
         facts = DeviceFacts("removed", None, seat.generation, restarts, seat.last_exit)
         seat.handle.ask_facts = lambda: facts
         seat.refused = True  # nothing is said of it any more
-        seat.handle.go("the device was removed")
+        seat.handle.go(why or "the device was removed")
         self._reactor.unwatch(seat.handle.ledger.answer_fd)
         self._departed.append(seat.handle)
-        self.on_forget(seat.handle)
+        self.on_forget(seat.handle, why)
 
     def see_off(self) -> None:
         """Delivers what removed devices still had to say, and gives their journals back.
@@ -195,10 +199,11 @@ class Workers:
         seat = self._seats[name]
         if seat.generation != generation:
             return
-        if seat.worker is None:  # whatever the policy believes: there is nobody to wait for
+        if seat.worker is not None:
+            self.processes.kill(seat.worker)
+        elif not seat.ended:  # whatever the policy believes: there is nobody to wait for
+            seat.ended = True
             self._reactor.post(Gone(name, generation, exit_reason(None)))
-            return
-        self.processes.kill(seat.worker)
 
     def published(self, record: Record) -> None:
         match record:
@@ -210,7 +215,7 @@ class Workers:
             case DeviceFailed():
                 self._let_go(record.name, record.why)
             case DeviceDied():
-                if self._seats[record.name].config.child.restart is Restart.TEMPORARY:
+                if self._seats[record.name].child.restart is Restart.TEMPORARY:
                     self._let_go(record.name, f"it {record.exit}, and is temporary")
             case DeviceStopped():
                 self._let_go(record.name, "the device is stopped")
@@ -224,7 +229,9 @@ class Workers:
             return
         top = policy.went_down_with(tree, name)
         if top in tree.nodes:
-            reason = f"group {top!r} {policy.child(tree, top).why or 'is stopped'}"
+            outcome = tree.nodes[top].outcome
+            ended = f"has ended: {outcome.why}" if outcome is not None and outcome.why else "is stopped"
+            reason = f"group {top!r} {policy.child(tree, top).why or ended}"
         for device in policy.devices_in(tree, name) if name in tree.nodes else (name,):
             self._seats[device].handle.go(reason)
 
@@ -262,6 +269,7 @@ class Workers:
         if worker.broke:
             seat.last_exit = f"{seat.last_exit}: it {worker.broke}"
         self._settle(seat, charged=charged)
+        seat.ended = True
         report = seat.crash_report(ended, worker.broke, time.monotonic_ns())
         if report is not None:
             self._reactor.publish(report)
@@ -335,13 +343,13 @@ class Workers:
         """Looks now and then whether the heart beats, where a heartbeat is configured."""
         if seat.watch_timer is not None:
             seat.watch_timer.cancel()
-        heartbeat = seat.config.child.heartbeat
+        heartbeat = seat.child.heartbeat
         if heartbeat is not None:
             seat.look_due_ns = time.monotonic_ns() + heartbeat.every_ns
             seat.watch_timer = self._reactor.call_at(seat.look_due_ns, lambda: self._look_after(seat))
 
     def _look_after(self, seat: Seat) -> None:
-        heartbeat = seat.config.child.heartbeat
+        heartbeat = seat.child.heartbeat
         if not seat.ready or heartbeat is None:
             return
         now_ns = time.monotonic_ns()

@@ -37,6 +37,7 @@ RANKS = {
     "supervisor.processes": 9,
     "supervisor.seat": 9,
     "supervisor.conversation": 10,
+    "supervisor.keeper": 9,
     "supervisor.workers": 11,
     "supervisor.reload": 10,
     "supervisor.roster": 11,
@@ -82,6 +83,7 @@ PURE = {
     "supervisor.vhost_user.messages",
     "supervisor.vhost_user.requests",
     "supervisor.vhost_user.rules",
+    "supervisor.vhost_user.setup",
     "supervisor.bus",
 }
 IMPURE_MODULES = {

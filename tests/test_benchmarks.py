@@ -211,7 +211,7 @@ def _start(group: str, path: Path, mark: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, MARK: mark},
+        env={**os.environ, MARK: mark, "TMPDIR": str(path.parent)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -254,6 +254,7 @@ def test_given_quick_run_it_measures_writes_and_leaves_nothing(group: str, tmp_p
     assert all(row.samples for table in result.tables for row in table.rows)
     assert path.with_suffix(".md").read_text() == page(result)
     assert _left(mark) == {}
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["benchmarks.json", "benchmarks.md"]
 
 
 @pytest.mark.chaos

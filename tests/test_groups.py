@@ -19,7 +19,9 @@ from supervisor.events import (
     GroupFailed,
     GroupKilled,
     GroupReady,
+    GroupRemoved,
     GroupRestarted,
+    GroupRestarting,
     OutcomeKind,
     Record,
 )
@@ -105,7 +107,11 @@ def test_tree_escalation(tree: Supervisor) -> None:
     restarted = next(one for one in records if isinstance(one, GroupRestarted))
     assert restarted.restarts == 1
     assert restarted.outage_ns > 0
+    assert [
+        one.generation for one in records if isinstance(one, DeviceRestarted) and one.name == "port1"
+    ] != []
     outages = [one.outage_ns for one in records if isinstance(one, DeviceRestarted) and one.name == "port1"]
+    assert outages
     assert all(outages)
     changed = [name for name, pid in _pids(tree).items() if pid != before[name]]
     assert changed == ["port0", "port1"]
@@ -174,8 +180,10 @@ def test_group_removed() -> None:
         sup.stop_device("usb")
         while sup.which_devices()[0].state != "down":
             sup.dispatch(1)
+        list(sup.events())
         sup.remove_device("usb")
         sup.dispatch(0)
+        assert [one.name for one in sup.events() if isinstance(one, GroupRemoved)] == ["usb"]
         assert list(sup.devices) == ["rng"]
         sup.add_device({"name": "port0", "device": "tests.devices.counting:Counting"})
         assert sup["port0"].read(NEXT, 4) == 1
@@ -388,3 +396,92 @@ devices:
         sup.start_device("x")
         while sup["x"].state != "ready":
             sup.dispatch(1)
+
+
+# What was removed, and what is told to whoever orders.
+
+
+def _down(sup: Supervisor, name: str) -> None:
+    sup.stop_device(name)
+    while sup[name].state != "down":
+        sup.dispatch(1)
+
+
+def test_given_removed_device_no_restart_of_its_group_brings_it_back() -> None:
+    """Not even by the groups around it; and its name may be somebody else's by then."""
+    with census(), Supervisor(parse_config(TREE)) as sup:
+        _down(sup, "port0")
+        sup.remove_device("port0")
+        outside = sup.add_device({"name": "port0", "device": "tests.devices.counting:Counting"})
+        assert outside.read(NEXT, 4) == 1
+        for group in ("ports", "usb"):
+            list(sup.events())
+            sup.restart_device(group)
+            _until(sup, GroupReady, group)
+            assert [one.name for one in sup.which_devices(group="ports")] == ["port1"]
+        assert outside.read(NEXT, 4) == 2
+        assert outside.generation == 1
+
+
+def test_given_group_that_is_down_orders_to_its_devices_are_refused() -> None:
+    """Nobody would hear them: the error says so, instead of nothing happening."""
+    with census(), Supervisor(parse_config(TREE)) as sup:
+        sup.stop_device("ports")
+        while any(one.name == "ports" and one.state != "down" for one in sup.which_devices(group="usb")):
+            sup.dispatch(1)
+        for order in (sup.start_device, sup.stop_device, sup.restart_device, sup.remove_device):
+            with pytest.raises(LocalError, match="'port0' cannot be given orders: group 'ports' is down"):
+                order("port0")
+        with pytest.raises(LocalError, match="group 'ports' is down"):
+            sup.add_device({"name": "new", "device": "demo.rng"}, group="ports")
+
+
+def test_given_group_gives_up_while_a_device_is_added_the_addition_has_failed() -> None:
+    """A handle is returned for what is there, and an error for what is not."""
+    config = parse_config(TREE, overrides=["groups.usb.groups.ports.supervisor.intensity=0"])
+    with census(), Supervisor(config) as sup:
+
+        def kill() -> None:
+            sup.kill("port1")
+
+        sup.call_later(50_000_000, kill)
+        with pytest.raises(StartFailed, match="'ports'"):
+            sup.add_device({"name": "slow", "device": "tests.devices.sleepy:Sleepy"}, group="ports")
+
+
+def test_given_failed_start_whose_records_somebody_has_read_it_is_still_an_error() -> None:
+    """Records may be dropped: nothing depends on them."""
+    with census(), Supervisor(parse_config(SESSIONS)) as sup:
+
+        def read() -> None:
+            list(sup.events())
+            sup.call_later(1_000_000, read)
+
+        read()
+        with pytest.raises(StartFailed, match="the start failed"):
+            sup.add_device({"device": "tests.devices.naughty:RaisesInStart"}, group="sessions")
+
+
+def test_given_transient_group_that_gives_up_its_devices_say_why() -> None:
+    """Not that it was stopped, which nobody has done."""
+    config = parse_config(
+        TREE, overrides=["groups.usb.restart=transient", "groups.usb.supervisor.intensity=0"]
+    )
+    with census(), Supervisor(config) as sup:
+        sup.kill("hub")
+        while any(one.name == "usb" and one.state != "finished" for one in sup.which_devices()):
+            sup.dispatch(1)
+        with pytest.raises(DeviceGone, match=r"group 'usb' has ended: 'hub' died"):
+            sup["port0"].read(NEXT, 4)
+
+
+def test_given_group_with_a_backoff_it_waits_for_it() -> None:
+    """The group's own delay, from its first restart on if it says so."""
+    config = parse_config(
+        TREE, overrides=["groups.usb.supervisor.intensity=0", "groups.usb.backoff={first: 20ms}"]
+    )
+    with census(), Supervisor(config) as sup:
+        sup.kill("hub")
+        records = _until(sup, GroupRestarted, "usb")
+        (waits,) = [one.delay_ns for one in records if isinstance(one, GroupRestarting)]
+        assert 18_000_000 <= waits <= 20_000_000

@@ -156,7 +156,7 @@ def test_simple_one_for_one_shutdown(tmp_path: Path) -> None:
             sup.on_event(records.append)
         gone_ns = [one.at_ns for one in records if isinstance(one, DeviceStopped)]
         assert len(gone_ns) == 4
-        assert max(gone_ns) - min(gone_ns) < 4 * 300_000_000  # one after the other they cannot be nearer
+        assert max(gone_ns) - min(gone_ns) < 3 * 300_000_000  # one after the other they cannot be nearer
         assert not [one for one in records if isinstance(one, DeviceKilled)]
 
 

@@ -11,7 +11,7 @@ from supervisor.config import Config, parse_config
 from supervisor.errors import DeviceGone, LocalError
 from supervisor.events import DeviceFailed, DeviceRestarted, OutcomeKind
 from supervisor.host import Supervisor
-from tests.chaos import census
+from tests.chaos import census, living_descendants
 
 COUNT, NEXT = 0x00, 0x04
 
@@ -130,17 +130,17 @@ def test_code_change_groups() -> None:
     """Groups follow the same rules: a new one is down, a missing one goes on, nobody moves between them."""
     one = _group('devices: [{name: x, device: "tests.devices.counting:Counting"}]')
     with census(), Supervisor(_board("a")) as sup:
-        assert sup.reload(_board("a", groups=one)).added == ("x",)
+        assert sup.reload(_board("a", groups=one)).added == ("x", "g")
         assert [(s.name, s.state) for s in sup.which_devices()] == [("g", "down"), ("a", "ready")]
         sup.start_device("g")
         while sup["x"].state != "ready":
             sup.dispatch(1)
         assert sup["x"].read(NEXT, 4) == 1
-        with pytest.raises(LocalError, match="'x' cannot move from group 'g' to no group"):
+        with pytest.raises(LocalError, match="'x' is in group 'g' and cannot move to"):
             sup.reload(_board("a", "x"))
         with pytest.raises(LocalError, match="from a device into a group"):
             sup.reload(_board("b", groups=one.replace("name: g", "name: a").replace("name: x", "name: y")))
-        assert sup.reload(_board("a")).left == ("x",)
+        assert sup.reload(_board("a")).left == ("x", "g")
         assert sup["x"].read(NEXT, 4) == 2
 
 
@@ -199,3 +199,56 @@ def test_significant_upgrade_child() -> None:
             sup.dispatch(1)
         assert sup.outcome is None
         assert not any(isinstance(one, DeviceFailed) for one in sup.events())
+
+
+def test_given_added_device_it_can_be_reloaded_into_its_group() -> None:
+    """Where it was added is where it is, for the configuration too."""
+    empty, full = (
+        _group("devices: []"),
+        _group('devices: [{name: x, device: "tests.devices.counting:Counting"}]'),
+    )
+    with census(), Supervisor(_board(groups=empty)) as sup:
+        sup.add_device({"name": "x", "device": "tests.devices.counting:Counting"}, group="g")
+        assert sup.device_spec("x").group == "g"
+        assert sup.reload(_board(groups=full)).changed == ()
+        assert sup["x"].read(NEXT, 4) == 1
+
+
+def test_given_tighter_heartbeat_the_present_process_lives_by_the_old_one() -> None:
+    """It beats as it was told to; nobody is killed for what was only said to his successor."""
+    slow, tight = ("heartbeat: {every: 400ms, timeout: 30s}", "heartbeat: {every: 10ms, timeout: 30ms}")
+    with census(), Supervisor(_board(f"a {slow}", supervisor="intensity: 0")) as sup:
+        pid = sup["a"].pid
+        sup.reload(_board(f"a {tight}", supervisor="intensity: 0"))
+        looks: list[int] = []
+        sup.call_later(150_000_000, lambda: looks.append(1))
+        while not looks:
+            sup.dispatch(1)
+        assert sup["a"].pid == pid
+        assert sup.outcome is None
+
+
+def test_given_group_down_what_is_missing_is_forgotten_and_the_rest_counts_on() -> None:
+    """A reload while a group is down is what its next start finds."""
+    two = 'devices: [{name: x, device: "tests.devices.counting:Counting"}, {name: y, device: demo.rng}]'
+    one = two.partition(", {name: y")[0] + "]"
+    with census(), Supervisor(_board(groups=_group(two))) as sup:
+        assert sup["x"].read(NEXT, 4) == 1
+        sup.stop_device("g")
+        while sup.which_devices()[0].state != "down":
+            sup.dispatch(1)
+        assert sup.reload(_board(groups=_group(one))).left == ()
+        assert [status.name for status in sup.which_devices(group="g")] == ["x"]
+        sup.start_device("g")
+        while sup["x"].state != "ready":
+            sup.dispatch(1)
+        assert sup["x"].read(NEXT, 4) == 2
+
+
+def test_given_reload_with_more_spares_they_are_kept() -> None:
+    """The number of spares is the new one's."""
+    with census(), Supervisor(_board("a", supervisor="spares: 0")) as sup:
+        before = len(living_descendants())
+        sup.reload(_board("a", supervisor="spares: 3"))
+        while len(living_descendants()) < before + 3:
+            sup.dispatch(0.05)

@@ -112,7 +112,9 @@ class Blk(VirtioDevice):
         return bytes(writable)
 
     def write_config(self, offset: int, data: bytes) -> bool:
-        if offset != WCE_OFFSET or len(data) != 1 or data[0] > 1:  # the cache's mode is all that may be written
+        if (
+            offset != WCE_OFFSET or len(data) != 1 or data[0] > 1
+        ):  # the cache's mode is all that may be written
             return False
         self.write_through = not data[0]
         return True

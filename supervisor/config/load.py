@@ -87,8 +87,8 @@ def parse_one_device(
         inner = read_document(device, source)
     else:
         inner = Document(source, copy.deepcopy(dict(device)))
-    if template is not None and isinstance(inner.data, dict):
-        inner.data = _from_template(template, inner.data)
+    if template is not None and isinstance(inner.data, dict | None):
+        inner.data = _from_template(template, inner.data or {})
     if inner.findings:
         raise ConfigError([str(finding) for finding in sorted(set(inner.findings))])
     top: Path = ("devices", 0)

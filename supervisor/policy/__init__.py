@@ -53,6 +53,7 @@ from supervisor.policy.survey import (
     phase,
     went_down_with,
     why_not_add,
+    why_not_order,
     why_not_reload,
     why_not_remove,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "step",
     "went_down_with",
     "why_not_add",
+    "why_not_order",
     "why_not_reload",
     "why_not_remove",
 ]

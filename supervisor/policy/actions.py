@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from supervisor.policy.records import Outcome, Record
 
@@ -36,10 +36,14 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Give back what is held for this child. It has no process; nothing about it follows."""
+    """Give back what is held for this child. It has no process; nothing about it follows.
+
+    ``why`` is set if it had failed.
+    """
 
     name: str
     restarts: int
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

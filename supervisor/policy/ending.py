@@ -177,7 +177,7 @@ def _restart_within_budget(draft: Draft, name: str) -> None:
         return
     backoff = draft.spec(name).backoff
     wait_ns = delay_ns(backoff, child.attempts, draft.chance)
-    wait_ns += spread_ns(backoff, _died_with_it(draft), draft.chance)
+    wait_ns = min(wait_ns + spread_ns(backoff, _died_with_it(draft), draft.chance), backoff.max_ns)
     draft.change(name, attempts=child.attempts + 1, not_before_ns=draft.now_ns + wait_ns)
     _restart(draft, name, wait_ns)
 

@@ -227,8 +227,10 @@ def _forget_ended(draft: Draft) -> None:
 
 
 def _forget(draft: Draft, name: str) -> None:
-    draft.do(Forget(name, draft.child(name).restarts))
+    child = draft.child(name)
+    why = child.why if child.state is ChildState.FAILED else ""
     draft.report(DeviceRemoved(name, at_ns=draft.now_ns))
+    draft.do(Forget(name, child.restarts, why))
     draft.remove(name)
 
 

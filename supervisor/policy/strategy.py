@@ -15,7 +15,15 @@ from typing import TypeVar
 from supervisor.policy.order import levels, start_order
 from supervisor.policy.spec import ChildSpec, Strategy, SupervisorSpec
 
-__all__ = ["Plan", "affected", "make_plan", "stop_levels", "with_child", "without_child"]
+__all__ = [
+    "Plan",
+    "affected",
+    "make_plan",
+    "stop_levels",
+    "with_child",
+    "with_supervisor",
+    "without_child",
+]
 
 
 _Value = TypeVar("_Value")
@@ -100,8 +108,10 @@ def without_child(plan: Plan, name: str) -> Plan:
     dependents |= {
         target: tuple(other for other in plan.dependents[target] if other != name) for target in targets
     }
+    given = tuple(child for child in plan.spec.children if child.name != name)
     return replace(
         plan,
+        spec=plan.spec if len(given) == len(plan.spec.children) else replace(plan.spec, children=given),
         specs=_without(plan.specs, name),
         order=plan.order[:index] + plan.order[index + 1 :],
         position=_without(plan.position, name),
@@ -109,6 +119,13 @@ def without_child(plan: Plan, name: str) -> Plan:
         dependents=dependents,
         significant=tuple(other for other in plan.significant if other != name),
     )
+
+
+def with_supervisor(plan: Plan, name: str, supervisor: SupervisorSpec) -> Plan:
+    """The plan with another specification behind the group ``name``: what it starts from the next time."""
+    group = replace(plan.specs[name], supervisor=supervisor)
+    given = tuple(group if child.name == name else child for child in plan.spec.children)
+    return replace(plan, spec=replace(plan.spec, children=given), specs=plan.specs | {name: group})
 
 
 def _without(mapping: dict[str, _Value], name: str) -> dict[str, _Value]:

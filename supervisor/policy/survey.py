@@ -29,6 +29,7 @@ __all__ = [
     "phase",
     "went_down_with",
     "why_not_add",
+    "why_not_order",
     "why_not_reload",
     "why_not_remove",
 ]
@@ -166,7 +167,7 @@ def why_not_add(tree: Tree, spec: ChildSpec, group: str = ROOT) -> str:
     if state is None:
         return f"not_found: there is no group {group!r}"
     if state.phase not in SERVING:
-        return f"children come and go while their supervisor runs; {_called(group)} is {state.phase.value}"
+        return f"children come and go while their supervisor runs; {_condition(tree, group)}"
     there = tree.group_of.get(spec.name, group)
     if there != group:
         return f"already_present: there is a {spec.name!r} in {_called(there)}"
@@ -178,7 +179,16 @@ def why_not_add(tree: Tree, spec: ChildSpec, group: str = ROOT) -> str:
 
 def why_not_remove(tree: Tree, name: str) -> str:
     """Why this child cannot be removed, in OTP's word and ours; empty if it can."""
-    return views.why_not_remove(tree.nodes[tree.group_of.get(name, ROOT)], name)
+    group = tree.group_of.get(name, ROOT)
+    return why_not_order(tree, name) or views.why_not_remove(tree.nodes[group], name)
+
+
+def why_not_order(tree: Tree, name: str) -> str:
+    """Why nobody would hear an order about this child; empty if its supervisor does."""
+    group = tree.group_of.get(name, ROOT)
+    if group == ROOT or tree.nodes[group].phase in SERVING:
+        return ""
+    return f"{name!r} cannot be given orders: {_condition(tree, group)}"
 
 
 def why_not_reload(tree: Tree, spec: SupervisorSpec) -> str:
@@ -192,11 +202,17 @@ def why_not_reload(tree: Tree, spec: SupervisorSpec) -> str:
         if state is None:
             continue
         if state.phase is Phase.STOPPING or (group == ROOT and state.phase not in SERVING):
-            return f"{_called(group)} is {state.phase.value}"
+            return _condition(tree, group)
         why_not = views.why_not_reload(state, wanted)
         if why_not:
             return f"{_called(group)}: {why_not}" if group else why_not
     return ""
+
+
+def _condition(tree: Tree, group: str) -> str:
+    if group == ROOT:
+        return f"{_called(group)} is {tree.nodes[group].phase.value}"
+    return f"{_called(group)} is {child(tree, group).state.value}"
 
 
 def _called(group: str) -> str:

@@ -23,6 +23,7 @@ Devices and groups share one space of names. The outermost supervisor is the gro
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 from supervisor.errors import LocalError
 from supervisor.policy import node
@@ -54,6 +55,7 @@ from supervisor.policy.records import (
 )
 from supervisor.policy.spec import ChildSpec, SupervisorSpec
 from supervisor.policy.states import Phase
+from supervisor.policy.strategy import with_supervisor
 from supervisor.policy.survey import ROOT, SERVING, Tree, groups_in, phase, why_not_add, why_not_reload
 
 __all__ = ["initial", "step"]
@@ -142,6 +144,7 @@ class _Growth:
                 self.tell(name, Abort(why))
             case Forget(name):
                 self._forget(action)
+                self._amend(group)
             case Report(record):
                 self._publish(group, record)
             case Finished(outcome) if group != ROOT:
@@ -176,8 +179,8 @@ class _Growth:
         before = self._nodes[name]
         fresh = node.initial(spec, before, missed=missed)
         for gone in [one for one in reversed(before.plan.order) if one not in fresh.children]:
-            self._forget(Forget(gone, before.children[gone].restarts))
             self._publish(name, DeviceRemoved(gone, at_ns=self._now_ns))
+            self._forget(Forget(gone, before.children[gone].restarts))
         self._nodes[name] = fresh
         for one in spec.children:
             self._adopt(name, one)
@@ -201,6 +204,18 @@ class _Growth:
             del self._nodes[action.name]
         del self._own_groups()[action.name]
 
+    def _amend(self, group: str) -> None:
+        """What was removed from a group is not in its specification any more, so that no restart brings it
+        back: its name may be somebody else's by then."""
+        while group != ROOT:
+            spec = self._nodes[group].plan.spec
+            parent = self._group_of[group]
+            state = self._nodes[parent]
+            if state.plan.specs[group].supervisor is spec:
+                return
+            self._nodes[parent] = replace(state, plan=with_supervisor(state.plan, group, spec))
+            group = parent
+
     def _own_groups(self) -> dict[str, str]:
         if self._moved is None:
             self._group_of = self._moved = dict(self._group_of)
@@ -216,7 +231,9 @@ class _Growth:
         if self._nodes[group].phase in SERVING:
             self.tell(group, Reload(spec))
         else:
-            self._renew(group, spec, missed=False)  # it is down: the next start finds it
+            known = self._nodes[self._group_of[group]].children.get(group)  # not yet, if it is new
+            missed = known is not None and known.down_since_ns is not None
+            self._renew(group, spec, missed=missed)  # the next start finds it
         for child in spec.children:
             self._adopt(group, child)
             if child.supervisor is not None:

@@ -1,24 +1,24 @@
 """What a VMM has set up on one connection, and what each of its requests changes. Pure.
 
-The keeper holds one ``Setup`` for the life of a connection, whatever becomes of the workers. Two questions are
-asked of every request, in this order:
+The keeper holds one ``Setup`` for the life of a connection, whatever becomes of the workers. Two questions
+are asked of every request, in this order:
 
 * ``pauses``: does it change what a worker is using just now? Then the worker is drained and ends first. That
   is the one rule for a changed memory table, ring, doorbell: no worker ever sees anything change.
 * ``apply``: what does it change, and what is answered?
 
-``is_running`` then says whether there is anything to serve, and ``attach`` what a worker has to know.
+``running`` then says what there is to serve, and ``attach`` what a worker has to know.
 
-A VMM may leave any of it out: one that reconnects without a handshake (QEMU's rng, i2c) means "as before", and
-one that enables rings before it sets them up means that too (QEMU's net). So nothing depends on an order but
-what cannot be otherwise. Descriptors are opaque here; those that are not needed any more are ``discarded``, for
-the keeper to close.
+A VMM may leave any of it out, and one that enables rings before it sets them up (QEMU's net) means that too:
+nothing depends on an order but what cannot be otherwise. Descriptors are opaque here; those that are not
+needed any more are ``discarded``, for the keeper to close.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from supervisor.messages_pb2 import Attach, VirtioOffer
@@ -38,7 +38,7 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.CONFIG
     | ProtocolFeature.INFLIGHT_SHMFD
 )
-"""Not offered: in-band notifications (QEMU 7.2 accepts them without knowing them), and a log of dirty pages."""
+"""Not offered: in-band notifications (QEMU 7.2 accepts them without knowing them), a log of dirty pages."""
 
 OWN_LOG_ENTRIES = 1024
 """Of a log that the keeper makes before it knows the rings: User-Mode Linux's are longer than 128."""
@@ -369,7 +369,7 @@ class Setup:
 
 def _check_apart(regions: list[Region]) -> None:
     ordered = sorted(regions, key=lambda region: region.guest_address)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in pairwise(ordered):
         if before.guest_address + before.size > after.guest_address:
             raise Refused(f"memory regions at {before.guest_address:#x} and {after.guest_address:#x} overlap")
 

@@ -28,6 +28,7 @@ class Exploding(Alarming):
 
     BOOM = Task(0x8)
     HANG = Task(0xC)
+    TAKEN = Register(0x10)
 
     @BOOM.on_write
     def _boom(self, value: int) -> None:
@@ -36,6 +37,9 @@ class Exploding(Alarming):
     @HANG.on_write
     def _hang(self, value: int) -> None:
         self.ctx.set_alarm(self.ctx.now_ns + value * 1_000_000, 3)
+
+    def receive(self, data: bytes) -> None:
+        self.TAKEN += len(data)
 
     def alarm(self, token: int) -> None:
         if token == 2:

@@ -99,6 +99,7 @@ class World:
         self.spec = _supervisor(self.luck, "", 0)
         self.tree: Tree = initial(self.spec)
         self.before = self.tree
+        self.configured = list(self.tree.group_of)
         self.specs: dict[str, SupervisorSpec] = {ROOT: self.spec, **dict(groups_in(self.spec))}
 
     # -- living ----------------------------------------------------------------------------------
@@ -162,7 +163,9 @@ class World:
         name = self.luck.choice([*self.tree.group_of, "nobody"])
         if self.luck.random() < 0.2:
             group = self.luck.choice(list(self.tree.nodes))
-            return AddChild(_child(self.luck, f"{group}x{self.luck.randrange(3)}", may_matter=False), group)
+            # A name of its own, or one of the configuration's, which may have been removed by now.
+            name = self.luck.choice([f"{group}x{self.luck.randrange(3)}", *self.configured])
+            return AddChild(_child(self.luck, name, may_matter=False), group)
         kind = self.luck.choice((StartChild, StartChild, StopChild, RestartChild, RemoveChild))
         if kind is not RemoveChild:
             self.barred -= {name, *self._inside(name)}
@@ -220,6 +223,10 @@ class World:
             self._must(not actions and self.tree == before, "an old generation changes nothing")
         for action in actions:
             self._obey(action)
+        for name in [action.name for action in actions if isinstance(action, Spawn)]:
+            # Who was spawned in the very step in which all goes down has been asked to go in it, too.
+            serving = self.tree.nodes[self.tree.group_of[name]].phase in SERVING
+            self._must(serving or self.processes[name].told != "", f"{name} is not spawned in vain")
         if isinstance(event, Tick):
             self._nobody_is_waited_for_without_end()
 
@@ -236,8 +243,6 @@ class World:
             case Spawn(name, generation):
                 self._must(name not in self.processes, f"one process at a time for {name}")
                 self._must(generation == self.last.get(name, 0) + 1, f"{name}'s generations rise by one")
-                serving = self.tree.nodes[self.tree.group_of[name]].phase in SERVING
-                self._must(serving, "a supervisor that has given up, or is asked to stop, spawns nobody")
                 self._must(name not in self.barred, f"{name}, which is temporary, stays away")
                 self.processes[name] = Process(generation)
                 self.last[name] = generation

@@ -529,3 +529,19 @@ def test_one_level_is_stopped_in_parallel_under_one_deadline() -> None:
     assert asked(rig.gone("top", CLEAN)) == ["c", "b", "a"]
     assert {rig.state.children[name].deadline_ns for name in names} == {rig.now_ns + S}
     assert kills(rig.wait(S)) == ["a", "b", "c"]
+
+
+def test_delays_of_a_crowd_are_never_longer_than_max() -> None:
+    """What is added for the others counts into the promise."""
+    backoff = BackoffSpec(first_ns=10 * MS, next_ns=10 * MS, max_ns=10 * MS, jitter=1.0)
+    names = [f"d{index}" for index in range(100)]
+    rig = Rig(
+        spec_of(*(ChildSpec(name, backoff=backoff) for name in names), intensity=200), chance=lambda: 0.5
+    )
+    rig.start()
+    rig.now_ns += 10 * S
+    for name in names:
+        rig.gone(name)
+    delays = [record.delay_ns for record in records(rig.history) if isinstance(record, DeviceRestarting)]
+    assert len(delays) == 100
+    assert max(delays) == 10 * MS
