@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= auto
 CHAOS := kill=*,every=10ms,jitter=0.5
 
-.PHONY: run test check docs bench firmware messages format clean
+.PHONY: run test check docs bench firmware guests messages format clean
 
 # Twice the same session at the guest's console: undisturbed, and with every peripheral being killed.
 run: $(STAMP)
@@ -36,6 +36,10 @@ bench: $(STAMP)
 # Debian's MicroPython for the BBC micro:bit, unpacked into .cache/firmware; needs no root.
 firmware:
 	@sh machines/firmware.sh
+
+# Linux guests for QEMU and User-Mode Linux, from Debian's packages, into .cache/guests; needs no root.
+guests: $(STAMP)
+	@PYTHON=$(BIN)/python sh machines/guests.sh
 
 messages: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh supervisor/messages.sh
