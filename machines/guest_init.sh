@@ -27,4 +27,6 @@ sync
 io_errors=$(dmesg | grep -c "I/O error")
 disk=$(dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | sha256sum | cut -c1-64)
 echo "guest: io_errors=$io_errors failed=$failed disk=$disk"
+[ "$what" = reboot ] && reboot -f
+[ "$what" = reboot ] && reboot -f
 poweroff -f

@@ -35,6 +35,9 @@ from supervisor.vhost_user.wire import SocketWire, receive_message
 __all__ = ["Keeper", "Served"]
 
 DRAIN_NS = 200_000_000  # until a worker has come to the end of a batch: the VMM's main loop waits meanwhile
+SETTLE_TRIES = (
+    10  # workers that may die before a VMM is told where its rings stand; then it is the last known
+)
 _log = logging.getLogger("tubevisor")
 
 
@@ -92,6 +95,7 @@ class Keeper:
         self._connection: _Connection | None = None
         self._attached = False  # the worker has the queues
         self._draining = False  # it is to end before anything goes on
+        self._unsettled = 0  # how many workers in a row have died without saying where they left their rings
         self._deadline: Timer | None = None
         self._listener = Listener(path, nonblocking=True)
         reactor.watch(self._listener.fileno(), self._on_knock)
@@ -111,7 +115,7 @@ class Keeper:
             _log.warning("%s: a second VMM was turned away", self._served.name)
             end.close()
             return
-        wire = end._wire
+        wire = end.wire
         if not isinstance(wire, SocketWire):
             end.close()
             return
@@ -157,10 +161,13 @@ class Keeper:
             self._serve()
 
     def _may_happen(self, connection: _Connection, message: Message) -> bool:
-        if not self._attached or message.header.request not in FRONT_END_RULES:
+        request = message.header.request
+        if request == FrontEndRequest.GET_VRING_BASE and 0 < self._unsettled <= SETTLE_TRIES:
+            self._serve()  # one more worker, to complete what is under way and to say where the rings stand
+        if not self._attached or request not in FRONT_END_RULES:
             return True
         payload = message.decode()
-        if connection.setup.pauses(message.header.request, payload):
+        if connection.setup.pauses(request, payload):
             self._drain()
             return False
         return True
@@ -231,6 +238,8 @@ class Keeper:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        if was_attached:
+            self._unsettled = 0 if positions else self._unsettled + 1
         if self._connection is not None and was_attached:
             self._connection.setup.stopped_at(positions)
 

@@ -242,6 +242,8 @@ class Setup:
         ring.started = False
         self.discarded += [ring.kick, ring.call]
         ring.kick = ring.call = None
+        if self.own_log and not self.running():
+            self._drop_log()  # nothing is under way, and what comes next may be another driver's
         return Answer(VringState(payload.index, ring.base))
 
     def _set_vring_kick(self, payload: VringFd, descriptors: list[Any]) -> None:
