@@ -1,4 +1,4 @@
-"""The channel for the back-end's own requests: a socket, or the pipe that User-Mode Linux gives."""
+"""The channel for the back-end's own requests: a socket, or the write end of a pipe."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_given_backend_channel_it_speaks_the_back_ends_requests() -> None:
 
 
 def test_given_pipe_as_backend_channel_it_takes_requests_and_gives_no_answers() -> None:
-    """User-Mode Linux hands over the write end of a pipe; a full one does not block us."""
+    """Some front-ends hand over the write end of a pipe; a full one does not block us."""
     read_end, write_end = os.pipe()
     with (
         ends(timeout=0) as (_front, back),

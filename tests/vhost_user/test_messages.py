@@ -110,6 +110,12 @@ def test_given_config_request_of_a_known_front_end_it_is_taken(size: int) -> Non
     assert decode(Header(F.GET_CONFIG, len(payload)), payload, 0) == Config(0, bytes(size))
 
 
+def test_given_ring_without_log_as_user_mode_linux_sends_it_it_is_taken() -> None:
+    """Its log address is all ones where there is none; without the flag nobody may judge it."""
+    addresses = VringAddr(0, 0, 262209536, 262217728, 262213632, 2**64 - 1)
+    assert decode(Header(F.SET_VRING_ADDR, 40, need_reply=True), addresses.pack(), 0) == addresses
+
+
 def test_given_inflight_it_is_24_bytes_on_the_wire() -> None:
     """QEMU refuses a reply without the struct's padding."""
     assert len(Inflight(4096, 0, 1, 128).pack()) == 24
