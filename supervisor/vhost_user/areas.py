@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from supervisor.vhost_user.errors import InvalidMessage
 from supervisor.vhost_user.inflight import region_bytes
 from supervisor.vhost_user.messages import check_sum, exact_size, pack_numbers, unpack_numbers
-from supervisor.vhost_user.requests import MAX_REGIONS, MAX_RING_SIZE, MAX_VRINGS
+from supervisor.vhost_user.requests import MAX_REGIONS, MAX_REGIONS_BASELINE, MAX_RING_SIZE, MAX_VRINGS
 
 if TYPE_CHECKING:
     from typing import Self
@@ -74,6 +74,11 @@ class MemoryTable:
         return cls(
             tuple(Region.unpack(data[at : at + step]) for at in range(start, start + step * count, step))
         )
+
+    def check_count(self, limit: int = MAX_REGIONS_BASELINE) -> None:
+        """Raises InvalidMessage for more regions than were negotiated; without that, the baseline's."""
+        if len(self.regions) > limit:
+            raise InvalidMessage(f"a memory table of {len(self.regions)} regions, the limit is {limit}")
 
 
 @dataclass(frozen=True, slots=True)

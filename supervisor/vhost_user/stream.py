@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from supervisor.tube.descriptor import Descriptor, close_all, number_of
+from supervisor.tube.errors import Closed
 from supervisor.tube.waiting import deadline_after, seconds_left, wait_for
 from supervisor.vhost_user.errors import (
     Disconnected,
@@ -96,6 +97,11 @@ class StreamEnd:
             sock.close()
             raise
 
+    @property
+    def wire(self) -> SocketWire | PipeWire:
+        """What is below, for those who never wait: ``receive_message`` and ``Outbox`` take it."""
+        return self._wire
+
     def fileno(self) -> int:
         """The descriptor, to be polled. Raises EndpointClosed."""
         return self._wire.fileno()
@@ -135,7 +141,10 @@ class StreamEnd:
         return total
 
     def _send(self, buffers: Sequence[bytes | memoryview], fds: Sequence[Fd], deadline: int | None) -> int:
-        numbers = [number_of(fd) for fd in fds]
+        try:
+            numbers = [number_of(fd) for fd in fds]
+        except Closed as error:
+            raise Unsendable(str(error)) from error
         if len(numbers) > MAX_FDS:
             raise Unsendable(f"{len(numbers)} descriptors, the limit is {MAX_FDS}")
         if not any(len(each) for each in buffers):

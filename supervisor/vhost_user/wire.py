@@ -1,8 +1,9 @@
 """The system calls of a vhost-user connection: one send, one receive, never waiting.
 
 ``SocketWire`` is over the packet calls of ``supervisor.tube.scm``: a stream socket takes the same flags, and
-what arrives is owned before anything can raise. ``PipeWire`` is for User-Mode Linux, whose channel for the
-back-end's requests is the write end of a pipe. ``receive_message`` drains a wire into an assembler.
+what arrives is owned before anything can raise. ``PipeWire`` is for a channel of the back-end's requests that
+is the write end of a pipe: such requests need no answers, so a front-end may hand over as little as that.
+``receive_message`` drains a wire into an assembler.
 
 On a stream the kernel reports ECONNRESET after the last byte that the peer had sent, so by then there is
 nothing left to drain. ENOBUFS and ENOMEM pass: they count as "not now", up to MAX_SCARCE times in a row.
