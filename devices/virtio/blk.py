@@ -79,6 +79,9 @@ class Blk(VirtioDevice):
         self._serial = options.serial.encode()[:ID_BYTES].ljust(ID_BYTES, b"\0")
         self._block_sectors = size // SECTOR
 
+    def stop(self) -> None:
+        os.close(self.fd)
+
     def features(self) -> int:
         options = self.ctx.options
         offered = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE

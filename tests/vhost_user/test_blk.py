@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,10 @@ class Disk:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Disk:
-    return Disk(tmp_path / "disk.img")
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    made = Disk(tmp_path / "disk.img")
+    yield made
+    made.device.stop()
 
 
 def test_given_reads_and_writes_of_any_cut_the_image_is_what_a_plain_file_would_be(disk: Disk) -> None:
