@@ -24,7 +24,7 @@ from supervisor.messages_pb2 import Attach, VirtioOffer
 from supervisor.reactor import Reactor, Timer
 from supervisor.tube import Descriptor
 from supervisor.vhost_user.assembler import Assembler, Message, Outbox
-from supervisor.vhost_user.errors import VhostUserError
+from supervisor.vhost_user.errors import PartialMessage, VhostUserError
 from supervisor.vhost_user.listener import Listener
 from supervisor.vhost_user.messages import U64
 from supervisor.vhost_user.requests import FrontEndRequest
@@ -38,6 +38,7 @@ DRAIN_NS = 200_000_000  # until a worker has come to the end of a batch: the VMM
 SETTLE_TRIES = (
     10  # workers that may die before a VMM is told where its rings stand; then it is the last known
 )
+HALF_MESSAGE_NS = 5_000_000_000  # a VMM sends its messages whole; who does not is broken, or stalls us
 _log = logging.getLogger("tubevisor")
 
 
@@ -70,8 +71,12 @@ class _Connection:
         self.assembler = Assembler(unknown_pass=True)
         self.outbox = Outbox()
         self.waiting: deque[Message] = deque()
+        self.is_full = False  # the VMM does not read: what is left goes when it does
+        self.deadline: Timer | None = None  # of a message that has begun
 
     def close(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
         self.setup.release()
         for descriptor in self.setup.discarded:
             if descriptor is not None:
@@ -131,10 +136,32 @@ class Keeper:
             if mask & ~select.EPOLLOUT:
                 while (message := receive_message(connection.wire, connection.assembler)) is not None:
                     connection.waiting.append(message)
+                self._watch_half_messages(connection)
             self._go_on()
-            connection.outbox.send(connection.wire)
+            self._send(connection)
         except VhostUserError as error:
             self._go_on_without(error)
+
+    def _watch_half_messages(self, connection: _Connection) -> None:
+        """A message that has begun has to end some time."""
+        if not connection.assembler.is_inside:
+            if connection.deadline is not None:
+                connection.deadline.cancel()
+                connection.deadline = None
+        elif connection.deadline is None:
+            late = PartialMessage("a message that has begun has no end")
+            at_ns = self._now_ns() + HALF_MESSAGE_NS
+            connection.deadline = self._reactor.call_at(at_ns, lambda: self._go_on_without(late))
+
+    def _send(self, connection: _Connection) -> None:
+        """Sends what goes; what does not, when the VMM reads again."""
+        is_full = not connection.outbox.send(connection.wire)
+        if is_full is not connection.is_full:
+            connection.is_full = is_full
+            fd = connection.wire.fileno()
+            self._reactor.unwatch(fd)
+            wanted = select.EPOLLIN | (select.EPOLLOUT if is_full else 0)
+            self._reactor.watch(fd, self._on_traffic, wanted)
 
     def _go_on_without(self, error: VhostUserError) -> None:
         """The connection is over: the worker lets go of the guest's memory, and the next VMM may come."""
@@ -203,7 +230,6 @@ class Keeper:
         self, connection: _Connection, message: Message, payload: bytes, descriptors: tuple[Descriptor, ...]
     ) -> None:
         connection.outbox.push(message.header.reply(len(payload)), payload, descriptors)
-        connection.outbox.send(connection.wire)
 
     def _close_discarded(self, setup: Setup) -> None:
         for descriptor in setup.discarded:
@@ -249,7 +275,7 @@ class Keeper:
             return
         try:
             self._go_on()
-            connection.outbox.send(connection.wire)
+            self._send(connection)
         except VhostUserError as error:
             self._go_on_without(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -13,12 +14,14 @@ from typing import TypeVar
 import pytest
 
 from devices.virtio.blk import F_FLUSH, SECTOR
+from supervisor import keeper
 from supervisor.host import Supervisor
 from supervisor.vhost_user import F_EVENT_IDX, F_PROTOCOL_FEATURES, F_VERSION_1
 from supervisor.vhost_user.areas import Region
-from supervisor.vhost_user.errors import BackEndRefused, Disconnected
+from supervisor.vhost_user.errors import BackEndRefused, Disconnected, VhostUserError
 from supervisor.vhost_user.frontend import FrontEnd
-from supervisor.vhost_user.messages import VringAddr
+from supervisor.vhost_user.messages import U64, Header, VringAddr
+from supervisor.vhost_user.requests import FrontEndRequest
 from tests.chaos import board, census
 from tests.vhost_user.driver import GUEST_BASE
 from tests.vhost_user.test_worker_rings import MEMORY_BYTES, QUEUE, SECTORS, USER_BASE, Rig, Work
@@ -230,3 +233,38 @@ def test_given_garbage_the_connection_ends_and_the_next_one_is_served(vmm: Vmm) 
     vmm.ask(vmm.front.close)
     vmm.front = vmm.ask(lambda: FrontEnd(vmm.path, need_reply=True))
     assert vmm.ask(vmm.front.get_queue_num) == 1
+
+
+def test_given_half_a_message_the_connection_ends_in_time(vmm: Vmm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who begins a message and does not end it keeps the socket from nobody."""
+    monkeypatch.setattr(keeper, "HALF_MESSAGE_NS", 50_000_000)
+    os.write(vmm.front.endpoint.wire.fileno(), b"\1\0\0\0\1")
+    with pytest.raises(VhostUserError):
+        vmm.ask(vmm.front.endpoint.recv_message)
+    vmm.ask(vmm.front.close)
+    vmm.front = vmm.ask(lambda: FrontEnd(vmm.path, need_reply=True))
+    assert vmm.ask(vmm.front.get_queue_num) == 1
+
+
+def test_given_vmm_that_reads_late_its_answers_come_when_it_does(vmm: Vmm) -> None:
+    """Answers wait, in order, for whoever is slow; the supervisor waits for nobody."""
+    fd = vmm.front.endpoint.wire.fileno()
+    os.set_blocking(fd, False)
+    request = Header(FrontEndRequest.GET_QUEUE_NUM).pack()
+    answer = Header(FrontEndRequest.GET_QUEUE_NUM).reply(8).pack() + U64(1).pack()
+    deadline = time.monotonic() + 30
+    answers = bytearray()
+    for _ in range(10):
+        to_send = memoryview(request * 500)
+        while to_send:
+            with contextlib.suppress(BlockingIOError):
+                to_send = to_send[os.write(fd, to_send) :]
+            vmm.sup.dispatch(0)
+            assert time.monotonic() < deadline
+        until = len(answers) + 500 * len(answer)
+        while len(answers) < until:
+            vmm.sup.dispatch(0)
+            with contextlib.suppress(BlockingIOError):
+                answers += os.read(fd, 4096)
+            assert time.monotonic() < deadline
+    assert bytes(answers) == answer * 5000
