@@ -35,9 +35,7 @@ from supervisor.vhost_user.wire import SocketWire, receive_message
 __all__ = ["Keeper", "Served"]
 
 DRAIN_NS = 200_000_000  # until a worker has come to the end of a batch: the VMM's main loop waits meanwhile
-SETTLE_TRIES = (
-    10  # workers that may die before a VMM is told where its rings stand; then it is the last known
-)
+SETTLE_TRIES = 10  # workers that may die before a VMM is told the last that is known of its rings
 HALF_MESSAGE_NS = 5_000_000_000  # a VMM sends its messages whole; who does not is broken, or stalls us
 _log = logging.getLogger("tubevisor")
 
@@ -93,11 +91,15 @@ class _Connection:
 class Keeper:
     """Listens at ``path`` for the VMM of ``served``. Raises what ``Listener`` does."""
 
-    def __init__(self, path: str, reactor: Reactor, served: Served, now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, path: str, reactor: Reactor, served: Served, now_ns: Callable[[], int], *, poison: int
+    ) -> None:
         self._reactor = reactor
         self._served = served
         self._now_ns = now_ns
         self._connection: _Connection | None = None
+        self._poison = poison
+        self._blame: dict[tuple[int, int, int], int] = {}  # deaths by (ring, head, place in the order)
         self._attached = False  # the worker has the queues
         self._draining = False  # it is to end before anything goes on
         self._unsettled = 0  # how many workers in a row have died without saying where they left their rings
@@ -124,7 +126,7 @@ class Keeper:
         if not isinstance(wire, SocketWire):
             end.close()
             return
-        self._connection = _Connection(wire, Setup(offer, _shared_memory))
+        self._connection = _Connection(wire, Setup(offer, _shared_memory, _read))
         self._reactor.watch(wire.fileno(), self._on_traffic)
         _log.info("%s: a VMM has connected", self._served.name)
 
@@ -244,7 +246,7 @@ class Keeper:
         connection = self._connection
         if connection is None or self._attached or not connection.setup.running():
             return
-        attach, descriptors = connection.setup.attach({})
+        attach, descriptors = connection.setup.attach(self._poisoned())
         self._close_discarded(connection.setup)
         self._attached = self._served.attach(attach, descriptors)
 
@@ -258,9 +260,27 @@ class Keeper:
         self._draining = False
         self._pump()
 
-    def worker_gone(self, positions: dict[int, int]) -> None:
-        """The worker is gone; ``positions`` is where it left its rings, empty if it died."""
+    def _poisoned(self) -> dict[int, list[int]]:
+        """The requests that are failed instead of executed once more, by ring."""
+        found: dict[int, list[int]] = {}
+        for (index, head, _counter), deaths in self._blame.items():
+            if deaths >= self._poison:
+                found.setdefault(index, []).append(head)
+        return found
+
+    def _blame_the_oldest(self, setup: Setup) -> None:
+        """A worker died by itself: of each ring, the request that it had fetched first is under suspicion."""
+        suspects = setup.oldest_in_flight()
+        self._blame = {one: self._blame.get(one, 0) + 1 for one in suspects}
+
+    def worker_gone(self, positions: dict[int, int], *, charged: bool) -> None:
+        """The worker is gone; ``positions`` is where it left its rings, empty if it died.
+
+        ``charged`` says that nobody has killed it on purpose.
+        """
         was_attached, self._attached = self._attached, False
+        if was_attached and charged and not positions and self._connection is not None:
+            self._blame_the_oldest(self._connection.setup)
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -287,6 +307,10 @@ class Keeper:
             self._connection = None
         self._reactor.unwatch(self._listener.fileno())
         self._listener.close()
+
+
+def _read(descriptor: Descriptor, offset: int, size: int) -> bytes:
+    return os.pread(descriptor.fileno(), size, offset)
 
 
 def _shared_memory(size: int) -> Descriptor:

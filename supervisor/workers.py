@@ -275,7 +275,7 @@ class Workers:
             self._reactor.publish(report)
         keeper = self._keepers.get(seat.name)
         if keeper is not None:
-            keeper.worker_gone(seat.ring_positions)
+            keeper.worker_gone(seat.ring_positions, charged=charged)
         self._reactor.post(Gone(seat.name, seat.generation, ended, charged))
 
     def _keep(self, seat: Seat) -> None:
@@ -286,7 +286,8 @@ class Workers:
 
             socket = seat.config.vhost_user.socket if seat.config.vhost_user is not None else ""
             path = os.path.join(self._directory, socket)
-            keeper = Keeper(path, self._reactor, _Served(self, seat), time.monotonic_ns)
+            served = _Served(self, seat)
+            keeper = Keeper(path, self._reactor, served, time.monotonic_ns, poison=seat.config.poison)
             self._keepers[seat.name] = keeper
         keeper.worker_ready()
 

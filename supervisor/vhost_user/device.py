@@ -96,12 +96,16 @@ class VirtioDevice(Device):
         with contextlib.suppress(BrokenChain, OSError):
             written = self.fail(queue.chain(head), index)
         queue.complete(head, written)
+        queue.flush()
 
     def resume(self, queue: SplitQueue, index: int, heads: list[int]) -> None:
-        """Executes what the process before had under way, in its order; before any ``process``."""
+        """Executes what the process before had under way, in its order; before any ``process``.
+
+        Each is published before the next is begun: should one of them kill, it is known which.
+        """
         for head in heads:
             self._execute(queue, index, head)
-        queue.flush()
+            queue.flush()
 
     def process(self, queue: SplitQueue, index: int) -> None:
         """Takes requests until there are none, and asks for a kick when there are new ones."""

@@ -29,7 +29,14 @@ from collections.abc import Sequence
 
 from supervisor.errors import PeerError
 
-__all__ = ["HEADER_BYTES", "STATE_BYTES", "CorruptLog", "InflightLog", "region_bytes"]
+__all__ = [
+    "HEADER_BYTES",
+    "STATE_BYTES",
+    "CorruptLog",
+    "InflightLog",
+    "heads_in_flight",
+    "region_bytes",
+]
 
 HEADER_BYTES = 16
 STATE_BYTES = 16
@@ -47,6 +54,19 @@ class CorruptLog(PeerError):
 def region_bytes(desc_num: int) -> int:
     """Bytes of one queue's region in the shared memory: queues stand behind one another at this stride."""
     return -(-(HEADER_BYTES + STATE_BYTES * desc_num) // ALIGNMENT) * ALIGNMENT
+
+
+def heads_in_flight(region: bytes, desc_num: int) -> list[tuple[int, int]]:
+    """(Place in the order, head) of each request that a copy of a queue's region has under way.
+
+    For somebody who only looks on: a request that was published already may still be marked.
+    """
+    found = []
+    for head in range(min(desc_num, (len(region) - HEADER_BYTES) // STATE_BYTES)):
+        at = HEADER_BYTES + STATE_BYTES * head
+        if region[at]:
+            found.append((int.from_bytes(region[at + 8 : at + 16], "little"), head))
+    return found
 
 
 class InflightLog:

@@ -25,7 +25,7 @@ from supervisor.messages_pb2 import Attach, VirtioOffer
 from supervisor.vhost_user.areas import Inflight, MemoryTable, Region, SingleRegion
 from supervisor.vhost_user.device import F_PROTOCOL_FEATURES
 from supervisor.vhost_user.errors import InvalidMessage
-from supervisor.vhost_user.inflight import region_bytes
+from supervisor.vhost_user.inflight import heads_in_flight, region_bytes
 from supervisor.vhost_user.messages import U64, Config, Payload, VringAddr, VringFd, VringState
 from supervisor.vhost_user.requests import MAX_MEM_SLOTS, FrontEndRequest, ProtocolFeature
 
@@ -95,10 +95,12 @@ class Answer:
 
 @dataclass(slots=True)
 class Setup:
-    """One connection's state. ``make_log(bytes)`` makes a descriptor of zeroed shared memory."""
+    """One connection's state. ``make_log(bytes)`` makes a descriptor of zeroed shared memory, and
+    ``read_log(descriptor, offset, bytes)`` reads such a descriptor; it may return less."""
 
     offer: VirtioOffer
     make_log: Callable[[int], Any]
+    read_log: Callable[[Any, int, int], bytes]
     features: int = 0
     protocol_features: int = 0
     regions: list[tuple[Region, Any]] = field(default_factory=list)
@@ -358,6 +360,21 @@ class Setup:
         for offset, data in self.config_writes:
             message.config_writes.add(offset=offset, data=data)
         return message, tuple(descriptors)
+
+    def oldest_in_flight(self) -> list[tuple[int, int, int]]:
+        """Of each running ring the request that was fetched first: (ring, head, place in the order)."""
+        if self.inflight is None:
+            return []
+        area, descriptor = self.inflight
+        stride = region_bytes(area.queue_size)
+        found = []
+        for index in self.running():
+            data = self.read_log(descriptor, area.mmap_offset + stride * index, stride)
+            under_way = heads_in_flight(data, area.queue_size)
+            if under_way:
+                counter, head = min(under_way)
+                found.append((index, head, counter))
+        return found
 
     def _see_to_a_log(self, running: list[int]) -> None:
         """A log of our own where the VMM has none, or one that is too small for its rings."""

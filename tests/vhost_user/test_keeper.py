@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-from devices.virtio.blk import F_FLUSH, SECTOR
+from devices.virtio.blk import F_FLUSH, IN, IOERR, OK, SECTOR
 from supervisor import keeper
 from supervisor.host import Supervisor
 from supervisor.vhost_user import F_EVENT_IDX, F_PROTOCOL_FEATURES, F_VERSION_1
@@ -23,6 +24,7 @@ from supervisor.vhost_user.frontend import FrontEnd
 from supervisor.vhost_user.messages import U64, Header, VringAddr
 from supervisor.vhost_user.requests import FrontEndRequest
 from tests.chaos import board, census
+from tests.devices.poisoned import DEADLY_SECTOR
 from tests.vhost_user.driver import GUEST_BASE
 from tests.vhost_user.test_worker_rings import MEMORY_BYTES, QUEUE, SECTORS, USER_BASE, Rig, Work
 
@@ -88,12 +90,18 @@ class Vmm(Rig):
 
 
 @pytest.fixture
-def vmm(tmp_path: Path) -> Iterator[Vmm]:
+def kind() -> str:
+    """The device: as its board names it."""
+    return "virtio.blk"
+
+
+@pytest.fixture
+def vmm(tmp_path: Path, kind: str) -> Iterator[Vmm]:
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(SECTORS * SECTOR))
     path = tmp_path / "disk.sock"
     device = (
-        f'name: disk, device: virtio.blk, options: {{image: "{image}"}}, backoff: {{max: 0s}}, '
+        f'name: disk, device: "{kind}", options: {{image: "{image}"}}, backoff: {{max: 0s}}, '
         f'vhost_user: {{socket: "{path}"}}'
     )
     with census(), Supervisor(board(device, supervisor="intensity: 100000, period: 1s")) as sup:
@@ -268,3 +276,27 @@ def test_given_vmm_that_reads_late_its_answers_come_when_it_does(vmm: Vmm) -> No
                 answers += os.read(fd, 4096)
             assert time.monotonic() < deadline
     assert bytes(answers) == answer * 5000
+
+
+@pytest.mark.parametrize("kind", ["tests.devices.poisoned:Poisoned"])
+def test_given_request_that_kills_it_is_failed_and_the_others_are_served(vmm: Vmm) -> None:
+    """Three deaths, as configured, and the guest is told of an I/O error instead of waiting for ever."""
+    vmm.bring_up()
+    guest, driver = vmm.guest, vmm.driver
+    status: dict[int, int] = {}
+    for sector in (8, DEADLY_SECTOR, 16):
+        header, data, at = guest.allocate(16), guest.allocate(SECTOR), guest.allocate(1)
+        guest.view(header, 16)[:] = struct.pack("<IIQ", IN, 0, sector)
+        guest.view(at, 1)[0] = 0xEE
+        driver.offer((header, 16, False), (data, SECTOR, True), (at, 1, True))
+        status[sector] = at
+    driver.want_interrupt_after(driver.position - 1)
+    vmm.kick()
+    deadline = time.monotonic() + 30
+    while len(driver.used) < 3:
+        vmm.wait()
+        driver.take()
+        assert time.monotonic() < deadline, driver.used
+    assert [guest.view(at, 1)[0] for at in status.values()] == [OK, IOERR, OK]
+    # The first death is in a batch, and the first of it is suspected; then three of the one alone.
+    assert vmm.sup["disk"].generation == 5
