@@ -67,7 +67,7 @@ def few_descriptors_while_running() -> None:
                 back()
             assert sup["counter"].read(NEXT, 4) == free + 1
         assert sup.outcome is None
-    # How many is chance: the dead worker's own descriptors are free again, and may be enough for its successor.
+    # How many is chance: the dead worker's own descriptors are free again, and may do for its successor.
     print({"failures": failures})
 
 
