@@ -76,16 +76,20 @@ class _Connection:
         if self.deadline is not None:
             self.deadline.cancel()
         self.setup.release()
-        for descriptor in self.setup.discarded:
-            if descriptor is not None:
-                descriptor.close()
-        self.setup.discarded.clear()
+        self.close_discarded()
         for message in self.waiting:
             message.close()
         self.waiting.clear()
         self.outbox.close()
         self.assembler.close()
         self.wire.close()
+
+    def close_discarded(self) -> None:
+        """Closes what the set-up has no use for any more; it only lets go."""
+        for descriptor in self.setup.discarded:
+            if descriptor is not None:
+                descriptor.close()
+        self.setup.discarded.clear()
 
 
 class Keeper:
@@ -219,7 +223,7 @@ class Keeper:
                 name = request_name(header.request)
                 _log.warning("%s: %s: %s", self._served.name, name, refused)
                 answer, status = None, 1
-            self._close_discarded(setup)
+            connection.close_discarded()
             if answer is not None:
                 copies = tuple(Descriptor(os.dup(one.fileno())) for one in answer.descriptors)
                 self._reply(connection, message, answer.payload.pack(), copies)
@@ -233,12 +237,6 @@ class Keeper:
     ) -> None:
         connection.outbox.push(message.header.reply(len(payload)), payload, descriptors)
 
-    def _close_discarded(self, setup: Setup) -> None:
-        for descriptor in setup.discarded:
-            if descriptor is not None:
-                descriptor.close()
-        setup.discarded.clear()
-
     # -- the worker ------------------------------------------------------------------------------
 
     def _serve(self) -> None:
@@ -247,7 +245,7 @@ class Keeper:
         if connection is None or self._attached or not connection.setup.running():
             return
         attach, descriptors = connection.setup.attach(self._poisoned())
-        self._close_discarded(connection.setup)
+        connection.close_discarded()
         self._attached = self._served.attach(attach, descriptors)
 
     def _drain(self) -> None:

@@ -115,10 +115,8 @@ class Blk(VirtioDevice):
         return bytes(writable)
 
     def write_config(self, offset: int, data: bytes) -> bool:
-        if (
-            offset != WCE_OFFSET or len(data) != 1 or data[0] > 1
-        ):  # the cache's mode is all that may be written
-            return False
+        if offset != WCE_OFFSET or len(data) != 1 or data[0] > 1:
+            return False  # the cache's mode is all that may be written
         self.write_through = not data[0]
         return True
 

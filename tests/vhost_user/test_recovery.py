@@ -99,19 +99,24 @@ class Board:
         device.flush()
 
 
+def _dies(board: Board, at: int) -> bool:
+    """One process of the device; whether it was killed before line ``at``, or came through."""
+    with Fuse(at):
+        try:
+            device, left = board.boot()
+            board.work(device, left)
+        except Killed:
+            return True
+    return False
+
+
 def _live_through(board: Board, at: int) -> tuple[bool, list[tuple[int, int]]]:
     """A life that ends before line ``at``, and one that does not; whether it ended, and what was used."""
     used: list[tuple[int, int]] = []
     heads = []
     for _ in range(SIZE):
         heads.append(board.driver.offer((board.guest.allocate(16), 16, True)))
-    died = False
-    with Fuse(at):
-        try:
-            device, left = board.boot()
-            board.work(device, left)
-        except Killed:
-            died = True
+    died = _dies(board, at)
     used += board.driver.take()
     if died:
         device, left = board.boot()
@@ -146,13 +151,7 @@ def test_given_deaths_in_recovery_itself_each_request_is_used_once() -> None:
         used: list[tuple[int, int]] = []
         at, died = step, True
         while died:
-            died = False
-            with Fuse(at):
-                try:
-                    device, left = board.boot()
-                    board.work(device, left)
-                except Killed:
-                    died = True
+            died = _dies(board, at)
             used += board.driver.take()
             at += step
         assert sorted(head for head, _written in used) == list(range(SIZE))
