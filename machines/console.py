@@ -1,5 +1,7 @@
 """The guest's console: its serial port on this side is our standard input and output.
 
+The serial port is a device of the board, or whatever else takes bytes and gives bytes.
+
 Output is text as it comes: decoded, written, flushed. Input depends on what it is:
 
 - a *terminal* goes into raw mode and every key to the guest, Ctrl-C included. Ctrl-] leaves, so does the end
@@ -26,16 +28,17 @@ import sys
 import termios
 import tty
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from supervisor import Supervisor
-from supervisor.handle import DeviceHandle
 
-__all__ = ["Console"]
+__all__ = ["Console", "Serial"]
 
 LEAVE = b"\x1d"  # Ctrl-]
 PROMPT = re.compile(rb"(?:>>> |\.\.\. ( *))$")
+"""A guest waits; the group, if it is there, is the indentation of a block that is open."""
 TAIL_BYTES = 128  # of the output, kept to see a prompt in: as much as a terminal's line
 READ_BYTES = 65536
 BACKSPACE = "\x7f"
@@ -43,18 +46,35 @@ QUIET_NS = 50_000_000  # of guest time without output: a guest that never sleeps
 INDENT_COLUMNS = 4  # what one backspace takes back at the beginning of a line
 
 
+class Serial(Protocol):
+    """A serial port: a device's handle is one."""
+
+    def on_output(self, sink: Callable[[bytes], None] | None) -> None:
+        """Registers who takes what the guest sends."""
+
+    def send(self, data: bytes) -> None:
+        """Hands bytes to the guest."""
+
+
 class Console:
-    """Connects the device ``serial`` with ``stdin`` and ``stdout``, inside a ``with`` block.
+    """Connects the port ``serial`` with ``stdin`` and ``stdout``, inside a ``with`` block.
 
     ``stdin`` and ``stdout`` are text streams; by default those of the process. ``ended`` says that there is
-    nothing more to type and the guest has answered.
+    nothing more to type and the guest has answered. ``prompt`` is what a guest shows that waits for a line.
     """
 
     def __init__(
-        self, supervisor: Supervisor, serial: DeviceHandle, *, stdin: Any = None, stdout: TextIO | None = None
+        self,
+        supervisor: Supervisor,
+        serial: Serial,
+        *,
+        stdin: Any = None,
+        stdout: TextIO | None = None,
+        prompt: re.Pattern[bytes] = PROMPT,
     ) -> None:
         self._sup = supervisor
         self._serial = serial
+        self._prompt = prompt
         self._stdin = sys.stdin if stdin is None else stdin
         self._stdout = sys.stdout if stdout is None else stdout
         self._fd = _descriptor(self._stdin)
@@ -132,10 +152,10 @@ class Console:
             self._quiet_since_ns = now_ns
         if not idle and now_ns - self._quiet_since_ns < QUIET_NS:
             return
-        prompt = PROMPT.search(self._tail)
+        prompt = self._prompt.search(self._tail)
         if prompt is None:
             return
-        indent = prompt[1]
+        indent = prompt[1] if prompt.re.groups else None
         if self._lines:
             self._type(self._lines.popleft(), indent or b"")
         elif self._no_more_input:

@@ -73,4 +73,7 @@ cp "$work/unpacked/$kernel/boot/vmlinuz-"* "$target/vmlinuz"
 cp "$work/unpacked/user-mode-linux/usr/bin/linux.uml" "$target/linux.uml"
 initramfs "$target/initramfs-qemu.gz" "$work/unpacked/$kernel/lib/modules" virtio_pci virtio_blk virtio-rng
 initramfs "$target/initramfs-uml.gz" "$uml_modules" virtio_blk
+for board in qemu uml; do # the disks of config/*-linux.yaml; what is in them does not matter
+    [ -e "$target/$board-disk.img" ] || truncate -s 16M "$target/$board-disk.img"
+done
 echo "guests: $target"

@@ -19,38 +19,10 @@ from pathlib import Path
 
 __all__ = ["Entry", "archive", "guest_entries", "with_dependencies"]
 
-TOOLS = (
-    *(
-        "awk",
-        "cat",
-        "cmp",
-        "cut",
-        "date",
-        "dd",
-        "dmesg",
-        "echo",
-        "grep",
-        "head",
-        "hexdump",
-        "insmod",
-        "mkdir",
-    ),
-    *(
-        "mknod",
-        "mount",
-        "poweroff",
-        "reboot",
-        "seq",
-        "sh",
-        "sha256sum",
-        "sleep",
-        "sync",
-        "tail",
-        "tr",
-        "umount",
-    ),
-    *("uname", "wc"),
-)
+TOOLS = """
+    awk cat cttyhack cmp cut date dd dmesg echo grep head hexdump insmod ls mkdir mknod mount poweroff reboot
+    seq setsid sh sha256sum sleep sync tail tr umount uname wc
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +92,7 @@ def guest_entries(busybox: Path, modules: Iterable[Path], scripts: Iterable[Path
     yield Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
     yield Entry("dev/null", stat.S_IFCHR | 0o666, device=(1, 3))
     yield Entry("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes())
-    for tool in TOOLS:
+    for tool in TOOLS.split():
         yield Entry(f"bin/{tool}", stat.S_IFLNK | 0o777, b"busybox")
     names = []
     for module in modules:

@@ -19,9 +19,9 @@ from typing import Any, TextIO
 from machines._unicorn import unicorn
 from machines.board import Board
 from machines.console import Console
+from machines.files import find_file
 from machines.hexfile import load_hex
 from supervisor import Supervisor
-from supervisor.errors import LocalError
 
 __all__ = ["Microbit"]
 
@@ -91,15 +91,5 @@ class Microbit(Board):
 
 
 def find_firmware(firmware: str, source: str) -> Path:
-    """The firmware file: as seen from the working directory, else from the folder above the configuration's.
-
-    Raises :class:`LocalError` that says how to get it.
-    """
-    here = Path(firmware)
-    beside = Path(source).resolve().parent.parent / firmware
-    for path in (here, beside):
-        if path.is_file():
-            return path
-    raise LocalError(
-        f"there is no firmware {firmware!r}, neither here nor at {beside}; `make firmware` gets it"
-    )
+    """The firmware file; see :func:`machines.files.find_file`."""
+    return find_file("firmware", firmware, source, "`make firmware` gets it")

@@ -38,9 +38,12 @@ _decode_map = msgspec.msgpack.Decoder(RegisterMap).decode
 
 
 class Conversation:
-    """Talks to the workers of all seats. ``on_ready(seat)`` is called when a device has begun to serve."""
+    """Talks to the workers of all seats.
 
-    def __init__(self, reactor: Reactor, clock: Clock, on_ready: Callable[[Seat], None]) -> None:
+    ``on_ready(seat)`` is called when a device has begun to serve; what it returns is why it cannot, if so.
+    """
+
+    def __init__(self, reactor: Reactor, clock: Clock, on_ready: Callable[[Seat], str]) -> None:
         self._reactor = reactor
         self._clock = clock
         self._ready = on_ready
@@ -121,8 +124,12 @@ class Conversation:
             seat.generation,
             lambda message, fds: tube.send_proto_nowait(message, fds=fds),
         )
-        self._reactor.post(Ready(seat.name, seat.generation))
-        self._ready(seat)
+        why_not = self._ready(seat)
+        if why_not:
+            seat.refused, seat.ready = True, False
+            self._reactor.post(Refused(seat.name, seat.generation, why_not))
+        else:
+            self._reactor.post(Ready(seat.name, seat.generation))
 
     def _judge_failure(self, seat: Seat, failed: Failed) -> None:
         """A class, options or a state that the device refuses will be refused again: no restart helps."""

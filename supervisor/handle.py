@@ -25,11 +25,20 @@ from supervisor.errors import LocalError
 from supervisor.worker.records import Input, InputKind, Output, OutputKind
 from supervisor.worker.session import Launch, Session
 
-__all__ = ["Clock", "DeviceFacts", "DeviceHandle", "LocalHandle"]
+__all__ = ["Clock", "DeviceFacts", "DeviceHandle", "LocalHandle", "VhostUserFacts"]
 
 Clock = Callable[[], int]  # guest time in ns
 ByteSink = Callable[[bytes], None]
 IrqSink = Callable[[int, bool], None]
+
+
+@dataclass(frozen=True, slots=True)
+class VhostUserFacts:
+    """What a VMM has to know of a device: its socket's path, virtio's number of its kind, its queues."""
+
+    socket: str
+    device_id: int
+    queues: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,7 @@ class DeviceFacts:
     generation: int
     restarts: int
     last_exit: str
+    vhost_user: VhostUserFacts | None = None
 
 
 class DeviceHandle(ABC):
@@ -89,6 +99,11 @@ class DeviceHandle(ABC):
     def last_exit(self) -> str:
         """How the process before the present one ended; empty if there was none."""
         return self.ask_facts().last_exit
+
+    @property
+    def vhost_user(self) -> VhostUserFacts | None:
+        """Where a VMM finds the device; ``None`` where it is not served over vhost-user."""
+        return self.ask_facts().vhost_user
 
     # -- requests --------------------------------------------------------------------------------
 

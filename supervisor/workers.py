@@ -8,23 +8,22 @@ learns of the death and can spawn a successor.
 from __future__ import annotations
 
 import logging
-import os
 import select
 import signal
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 from supervisor import policy
 from supervisor.config import Config, DeviceConfig
 from supervisor.conversation import Conversation
-from supervisor.errors import EnvironmentFault
+from supervisor.errors import EnvironmentFault, TubevisorError
 from supervisor.handle import Clock, DeviceFacts, DeviceHandle
+from supervisor.keepers import Keepers
 from supervisor.launch.launcher import WorkerProcess
-from supervisor.messages_pb2 import Attach, VirtioOffer, WorkerMessage
+from supervisor.messages_pb2 import WorkerMessage
 from supervisor.policy import Restart
-from supervisor.policy.events import Forked, Gone, Refused, RestartChild, Silent, SpawnFailed
+from supervisor.policy.events import Forked, Gone, Refused, Silent, SpawnFailed
 from supervisor.policy.records import (
     DeviceDied,
     DeviceFailed,
@@ -44,9 +43,6 @@ from supervisor.tube import Descriptor
 from supervisor.worker import journal as layout
 from supervisor.worker.journal import JournalCorrupt
 
-if TYPE_CHECKING:
-    from supervisor.keeper import Keeper
-
 __all__ = ["Workers"]
 
 _EDGE = select.EPOLLIN | select.EPOLLET  # a bell that is never read: each ring is one wake-up
@@ -64,8 +60,7 @@ class Workers:
         self.processes = Processes(reactor, self, _preload(config))
         self._conversation = Conversation(reactor, lambda: self._clock(), self._on_ready)
         self._departed: list[RemoteHandle] = []
-        self._keepers: dict[str, Keeper] = {}
-        self._directory = config.directory
+        self._keepers = Keepers(reactor, config.directory, self._conversation.attach, self.processes.kill)
         self.on_forget: Callable[[DeviceHandle, str], None] = lambda _handle, _why: None
         try:
             for device in config.devices:
@@ -129,6 +124,7 @@ class Workers:
         seat.refused = True  # nothing is said of it any more
         seat.handle.go(why or "the device was removed")
         self._reactor.unwatch(seat.handle.ledger.answer_fd)
+        self._keepers.forget(name)
         self._departed.append(seat.handle)
         self.on_forget(seat.handle, why)
 
@@ -153,7 +149,14 @@ class Workers:
         seat = self._seats[name]
         child = policy.child(self._reactor.state, name)
         pid = seat.worker.pid or None if seat.worker is not None else None
-        return DeviceFacts(child.state.value, pid, child.generation, child.restarts, seat.last_exit)
+        return DeviceFacts(
+            child.state.value,
+            pid,
+            child.generation,
+            child.restarts,
+            seat.last_exit,
+            self._keepers.facts(seat),
+        )
 
     def send_signal(self, name: str, number: int, *, charged: bool) -> int | None:
         """Sends a signal to the worker that serves; returns its pid, or ``None`` where none does."""
@@ -273,36 +276,18 @@ class Workers:
         report = seat.crash_report(ended, worker.broke, time.monotonic_ns())
         if report is not None:
             self._reactor.publish(report)
-        keeper = self._keepers.get(seat.name)
-        if keeper is not None:
-            keeper.worker_gone(seat.ring_positions, charged=charged)
+        self._keepers.worker_gone(seat, charged=charged)
         self._reactor.post(Gone(seat.name, seat.generation, ended, charged))
 
-    def _keep(self, seat: Seat) -> None:
-        """A device with a vhost-user socket serves: its keeper is told, and made at the first time."""
-        keeper = self._keepers.get(seat.name)
-        if keeper is None:
-            from supervisor.keeper import Keeper  # only for boards that have such a device
-
-            socket = seat.config.vhost_user.socket if seat.config.vhost_user is not None else ""
-            path = os.path.join(self._directory, socket)
-            served = _Served(self, seat)
-            keeper = Keeper(path, self._reactor, served, time.monotonic_ns, poison=seat.config.poison)
-            self._keepers[seat.name] = keeper
-        keeper.worker_ready()
-
-    def attach(self, seat: Seat, attach: Attach, descriptors: tuple[object, ...]) -> bool:
-        """Hands a virtio device its queues; false if no worker serves just now."""
-        if not seat.ready:
-            return False
-        self._conversation.attach(seat, attach, descriptors)
-        return True
-
-    def _on_ready(self, seat: Seat) -> None:
+    def _on_ready(self, seat: Seat) -> str:
+        """A worker has said Ready; returns why its device cannot serve all the same, if so."""
+        try:
+            self._keepers.worker_ready(seat)
+        except TubevisorError as error:
+            return f"{error}: {error.__cause__}" if error.__cause__ else str(error)
         self._keep_watch(seat)
-        if seat.config.vhost_user is not None:
-            self._keep(seat)
         self.processes.refill()  # after a restart, so that it does not delay one
+        return ""
 
     def _leave(self, worker: WorkerProcess) -> Seat:
         seat = self._by_ticket.pop(worker.ticket)
@@ -365,36 +350,12 @@ class Workers:
 
     def close(self) -> None:
         """Ends every process that is left, and gives descriptors and memory back."""
-        for keeper in self._keepers.values():
-            keeper.close()
-        self._keepers.clear()
+        self._keepers.close()
         self.processes.close()
         self.see_off()
         for seat in self._seats.values():
             self._reactor.unwatch(seat.handle.ledger.answer_fd)
             seat.handle.close()
-
-
-class _Served:
-    """A device as its keeper sees it."""
-
-    def __init__(self, workers: Workers, seat: Seat) -> None:
-        self._workers = workers
-        self._seat = seat
-        self.name = seat.name
-
-    def offer(self) -> VirtioOffer | None:
-        return self._seat.offer
-
-    def attach(self, attach: Attach, descriptors: tuple[object, ...]) -> bool:
-        return self._workers.attach(self._seat, attach, descriptors)
-
-    def replace(self) -> None:
-        self._workers._reactor.post(RestartChild(self.name))
-
-    def kill(self) -> None:
-        if self._seat.worker is not None:
-            self._workers.processes.kill(self._seat.worker)
 
 
 def _preload(config: Config) -> list[str]:

@@ -106,7 +106,7 @@ def _check_sockets(document: Document) -> None:
     _check_unique(
         document,
         _devices(document),
-        lambda device: _section(device, "vhost_user").get("socket"),
+        lambda device: _section(device, "vhost_user").get("socket") or None,
         ("vhost_user", "socket"),
         "the socket",
     )

@@ -170,9 +170,11 @@ class LimitsSection(_Section):
 
 
 class VhostUserSection(_Section):
-    """The device is served over vhost-user: checked, but nothing serves it yet."""
+    """The device is a virtio device, served to a VMM over vhost-user."""
 
-    socket: str = Field(min_length=1, description="The socket's path, relative to this file.")
+    socket: str = Field(
+        "", description="The socket's path, relative to this file; empty: a private one, for the machine."
+    )
 
 
 class DeviceSection(_Section):

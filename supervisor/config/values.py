@@ -64,7 +64,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class VhostUser:
-    """The socket the keeper listens on, as written: relative to ``Config.directory``."""
+    """The socket the keeper listens on, relative to ``Config.directory``; empty: one of the board's own."""
 
     socket: str
 

@@ -1,0 +1,132 @@
+"""The vhost-user sockets of a board: a keeper for each device that has one.
+
+A keeper is made when its device is ready for the first time, since only then is it known what is offered to
+a VMM; from then on it hears of each worker that comes and goes, and ends with the device or the board.
+
+A device whose configuration names no socket gets one in a folder of this supervisor's own, for the board's
+own machine: the same board can then run twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from supervisor.errors import LocalError
+from supervisor.handle import VhostUserFacts
+from supervisor.launch.launcher import WorkerProcess
+from supervisor.messages_pb2 import Attach, VirtioOffer
+from supervisor.policy.events import RestartChild
+from supervisor.reactor import Reactor
+from supervisor.seat import Seat
+
+if TYPE_CHECKING:
+    from supervisor.keeper import Keeper
+
+__all__ = ["Keepers"]
+
+Attacher = Callable[[Seat, Attach, tuple[object, ...]], None]
+
+
+class Keepers:
+    """The keepers by device. ``directory`` is what sockets' paths are relative to."""
+
+    def __init__(
+        self, reactor: Reactor, directory: str, attach: Attacher, kill: Callable[[WorkerProcess], None]
+    ) -> None:
+        self._reactor = reactor
+        self._directory = directory
+        self._attach = attach
+        self._kill = kill
+        self._private = ""  # the folder of sockets that the configuration does not name
+        self._paths: dict[str, str] = {}
+        self._keepers: dict[str, Keeper] = {}
+
+    def worker_ready(self, seat: Seat) -> None:
+        """A device serves; its socket is there when this returns.
+
+        Raises ``LocalError`` for a device that has nothing to offer a VMM, and what ``Listener`` does.
+        """
+        if seat.config.vhost_user is None:
+            return
+        if seat.offer is None:
+            raise LocalError(f"{seat.config.device} is no virtio device, so it cannot have vhost_user")
+        keeper = self._keepers.get(seat.name)
+        if keeper is None:
+            from supervisor.keeper import Keeper  # only for boards that have such a device
+
+            served = _Served(self._reactor, seat, self._attach, self._kill)
+            path = self._path(seat.name, seat.config.vhost_user.socket)
+            keeper = Keeper(path, self._reactor, served, time.monotonic_ns, poison=seat.config.poison)
+            self._keepers[seat.name] = keeper
+        keeper.worker_ready()
+
+    def worker_gone(self, seat: Seat, *, charged: bool) -> None:
+        """A device's worker is gone; ``charged`` says that nobody has killed it on purpose."""
+        keeper = self._keepers.get(seat.name)
+        if keeper is not None:
+            keeper.worker_gone(seat.ring_positions, charged=charged)
+
+    def facts(self, seat: Seat) -> VhostUserFacts | None:
+        """What a VMM has to know of a device; ``None`` where there is no socket (yet)."""
+        if seat.name not in self._keepers or seat.offer is None:
+            return None
+        return VhostUserFacts(self._paths[seat.name], seat.offer.device_id, seat.offer.queues)
+
+    def forget(self, name: str) -> None:
+        """The device was removed: its VMM is hung up on."""
+        keeper = self._keepers.pop(name, None)
+        if keeper is not None:
+            keeper.close()
+
+    def close(self) -> None:
+        """Gives every socket back."""
+        for name in list(self._keepers):
+            self.forget(name)
+        if self._private:
+            with contextlib.suppress(OSError):
+                os.rmdir(self._private)
+            self._private = ""
+
+    def _path(self, name: str, socket: str) -> str:
+        if not socket:
+            if not self._private:
+                self._private = tempfile.mkdtemp(prefix="tubevisor-", dir=os.environ.get("XDG_RUNTIME_DIR"))
+            path = os.path.join(self._private, f"{name}.sock")
+        else:
+            path = os.path.abspath(os.path.join(self._directory, socket))
+        self._paths[name] = path
+        return path
+
+
+class _Served:
+    """A device as its keeper sees it."""
+
+    def __init__(
+        self, reactor: Reactor, seat: Seat, attach: Attacher, kill: Callable[[WorkerProcess], None]
+    ) -> None:
+        self._reactor = reactor
+        self._seat = seat
+        self._attach = attach
+        self._kill = kill
+        self.name = seat.name
+
+    def offer(self) -> VirtioOffer | None:
+        return self._seat.offer
+
+    def attach(self, attach: Attach, descriptors: tuple[object, ...]) -> bool:
+        if not self._seat.ready:
+            return False
+        self._attach(self._seat, attach, descriptors)
+        return True
+
+    def replace(self) -> None:
+        self._reactor.post(RestartChild(self.name))
+
+    def kill(self) -> None:
+        if self._seat.worker is not None:
+            self._kill(self._seat.worker)
