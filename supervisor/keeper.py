@@ -35,7 +35,7 @@ from supervisor.vhost_user.wire import SocketWire, receive_message
 __all__ = ["Keeper", "Served"]
 
 DRAIN_NS = 200_000_000  # until a worker has come to the end of a batch: the VMM's main loop waits meanwhile
-SETTLE_TRIES = 10  # workers that may die before a VMM is told the last that is known of its rings
+SETTLE_NS = 2_000_000_000  # workers may die until then; the VMM is told the last that is known of its rings
 HALF_MESSAGE_NS = 5_000_000_000  # a VMM sends its messages whole; who does not is broken, or stalls us
 _log = logging.getLogger("tubevisor")
 
@@ -106,8 +106,10 @@ class Keeper:
         self._blame: dict[tuple[int, int, int], int] = {}  # deaths by (ring, head, place in the order)
         self._attached = False  # the worker has the queues
         self._draining = False  # it is to end before anything goes on
-        self._unsettled = 0  # how many workers in a row have died without saying where they left their rings
-        self._deadline: Timer | None = None
+        self._unsettled = False  # the last worker has died without saying where it left its rings
+        self._deadline: Timer | None = None  # of a drain
+        self._patience: Timer | None = None  # of a VMM that is to be told where its rings stand
+        self._overdue: Message | None = None  # it has waited for that long enough
         self._listener = Listener(path, nonblocking=True)
         reactor.watch(self._listener.fileno(), self._on_knock)
 
@@ -176,8 +178,9 @@ class Keeper:
             return
         _log.info("%s: the VMM is gone: %s", self._served.name, error)
         self._reactor.unwatch(connection.wire.fileno())
-        self._connection = None
+        self._connection = self._overdue = None
         connection.close()
+        self._settled()
         if self._attached and not self._draining:
             self._drain()
 
@@ -195,15 +198,41 @@ class Keeper:
 
     def _may_happen(self, connection: _Connection, message: Message) -> bool:
         request = message.header.request
-        if request == FrontEndRequest.GET_VRING_BASE and 0 < self._unsettled <= SETTLE_TRIES:
-            self._serve()  # one more worker, to complete what is under way and to say where the rings stand
-        if not self._attached or request not in FRONT_END_RULES:
+        if request not in FRONT_END_RULES:
             return True
         payload = message.decode()
-        if connection.setup.pauses(request, payload):
+        if self._unsettled and connection.setup.stops(request, payload) and not self._settles(message):
+            return False
+        if self._attached and connection.setup.pauses(request, payload):
             self._drain()
             return False
         return True
+
+    def _settles(self, stop: Message) -> bool:
+        """Has one more worker complete what is under way and say where the rings stand, before ``stop``.
+
+        False: not yet.
+        """
+        connection = self._connection
+        if connection is None or stop is self._overdue or not connection.setup.running():
+            return True
+        if self._patience is None:
+            at_ns = self._now_ns() + SETTLE_NS
+            self._patience = self._reactor.call_at(at_ns, lambda: self._lose_patience(stop))
+        self._serve()
+        return self._attached
+
+    def _lose_patience(self, stop: Message) -> None:
+        _log.warning("%s: no worker could say where its rings stand", self._served.name)
+        self._settled()
+        self._overdue = stop
+        self._pump()
+
+    def _settled(self) -> None:
+        self._unsettled = False
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _answer(self, connection: _Connection, message: Message) -> None:
         setup, header = connection.setup, message.header
@@ -282,8 +311,10 @@ class Keeper:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        if was_attached:
-            self._unsettled = 0 if positions else self._unsettled + 1
+        if was_attached and positions:
+            self._settled()
+        elif was_attached:
+            self._unsettled = True
         if self._connection is not None and was_attached:
             self._connection.setup.stopped_at(positions)
 
@@ -299,6 +330,7 @@ class Keeper:
 
     def close(self) -> None:
         """Gives the socket and every descriptor back."""
+        self._settled()
         if self._connection is not None:
             self._reactor.unwatch(self._connection.wire.fileno())
             self._connection.close()

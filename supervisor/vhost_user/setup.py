@@ -139,6 +139,10 @@ class Setup:
             return starts or (ring is not None and self._runs(ring))
         return request in _OF_ALL_RINGS
 
+    def stops(self, request: int, payload: Any) -> bool:
+        """True if a ring is to stop, so that the VMM will ask where it stands: a later worker cannot say."""
+        return request == _R.GET_VRING_BASE or (request == _R.SET_VRING_ENABLE and not payload.num)
+
     # -- changes -----------------------------------------------------------------------------------
 
     def apply(self, request: int, payload: Any, descriptors: list[Any]) -> Answer | None:
