@@ -8,15 +8,14 @@ What all VMMs have in common, which is what a machine owes its board:
 3. the verdict: a guest that was given a workload says what it has seen, and the disk's image must be what
    the guest believes it to be. The last line is ``kills=N io_errors=0 hash=ok``.
 
-The VMM dies with us: it is a child that gets SIGKILL when its parent is gone, in a session of its own, so
-that whatever it has started is ended with it.
+The VMM dies with us, even if we are killed, and so does whatever it has started: it has a process group of
+its own, and a guardian, which waits for our end of a pipe to close, kills that group.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import hashlib
 import os
 import re
@@ -46,8 +45,7 @@ READ_BYTES = 65536
 SAID_BYTES = 4096  # of the guest's words, kept to find its verdict in: it is among the last of them
 END_S = 2.0  # for a VMM that is asked to end
 _SAID = re.compile(r"guest: io_errors=(\d+) failed=(\d+) disk=([0-9a-f]{64})")
-_libc = ctypes.CDLL(None)
-PR_SET_PDEATHSIG: Final = 1
+GUARDIAN: Final = ("/bin/sh", "-c", 'read -r group; read -r _; kill -s KILL -- "-$group"')
 
 
 class VmmOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -258,27 +256,27 @@ class Vmm(ABC):
 class _Process:
     """The VMM's process and whatever it has started."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], guardian: subprocess.Popen[bytes]) -> None:
         self._process = process
+        self._guardian = guardian
         self._pidfd = os.pidfd_open(process.pid)
 
     @classmethod
     def start(cls, command: list[str], line: SerialPipes, inherited: tuple[int, ...]) -> Self:
-        parent = os.getpid()
+        guardian = subprocess.Popen(GUARDIAN, stdin=subprocess.PIPE, start_new_session=True)
+        assert guardian.stdin is not None  # noqa: S101 - it is a pipe
         try:
             process = subprocess.Popen(
-                command,
-                stdin=line.stdin,
-                stdout=line.stdout,
-                stderr=None,
-                pass_fds=inherited,
-                start_new_session=True,
-                preexec_fn=lambda: _die_with(parent),
+                command, stdin=line.stdin, stdout=line.stdout, pass_fds=inherited, start_new_session=True
             )
         except OSError as error:
+            guardian.kill()
+            guardian.communicate()
             raise LocalError(f"{command[0]} cannot be started: {error.strerror}") from error
+        guardian.stdin.write(b"%d\n" % process.pid)
+        guardian.stdin.flush()
         line.started()
-        return cls(process)
+        return cls(process, guardian)
 
     @property
     def pid(self) -> int:
@@ -296,8 +294,9 @@ class _Process:
 
     def end(self) -> int:
         """Ends it, if it has not ended, and what it has started; its exit code, as a shell tells it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.returncode is None:  # its number is its own until it is waited for
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         code = self._process.wait()
         return code if code >= 0 else 128 - code
 
@@ -305,14 +304,10 @@ class _Process:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self._guardian.kill()
+        self._guardian.communicate()
         self.end()
         os.close(self._pidfd)
-
-
-def _die_with(parent: int) -> None:
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(EXIT_FAILED)  # it died before the line above could bind us to it
 
 
 async def _type_ahead(console: Console) -> None:

@@ -232,9 +232,9 @@ class Command:
         """True if the command has ended; waits at most so long for it."""
         return bool(select.select([self._pidfd], [], [], timeout_s)[0])
 
-    def wait(self) -> int:
+    def wait(self, within_s: float = DEADLINE_S) -> int:
         """Waits for the end; returns the exit code."""
-        assert self.ended(DEADLINE_S), f"still running:\n{self.stderr.read_text()}"
+        assert self.ended(within_s), f"still running:\n{self.stderr.read_text()}"
         return self.process.wait()
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
