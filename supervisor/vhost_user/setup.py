@@ -65,6 +65,7 @@ _OF_ALL_RINGS = frozenset(
         _R.ADD_MEM_REG,
         _R.REM_MEM_REG,
         _R.SET_INFLIGHT_FD,
+        _R.SET_CONFIG,  # of the device, and so of everything that it serves
     }
 )
 

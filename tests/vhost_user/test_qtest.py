@@ -17,6 +17,7 @@ import pytest
 
 from devices.virtio.blk import (
     DISCARD,
+    F_CONFIG_WCE,
     F_MQ,
     FLUSH,
     IN,
@@ -25,11 +26,13 @@ from devices.virtio.blk import (
     OUT,
     SECTOR,
     UNSUPP,
+    WCE_OFFSET,
     WRITE_ZEROES,
 )
 from supervisor.host import Supervisor
 from supervisor.vhost_user import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
 from tests.chaos import board, census
+from tests.devices.cache_mode import BACK, THROUGH
 from tests.vhost_user.qtest import Qemu
 from tests.vhost_user.qtest_rig import BLK, FAST, PLAIN, Rig
 from tests.vhost_user.test_worker_rings import SECTORS, Work
@@ -321,3 +324,16 @@ def test_given_front_end_without_a_way_back_its_device_survives(
         assert rig.request(OUT, round_number, data, queue=queue) == OK
         rig.kill()
         assert rig.read(round_number, queue=queue) == data
+
+
+def test_given_cache_mode_written_while_rings_run_it_counts_at_once(start: Start, tmp_path: Path) -> None:
+    """From the next request on, not from the next death on; and through all that follow."""
+    options = f'options: {{image: "{tmp_path / "disk.img"}"}}'
+    rig = start(device=f'device: "tests.devices.cache_mode:CacheMode", {options}')
+    rig.bring_up(FAST | F_CONFIG_WCE)
+    for wce, mode in ((1, BACK), (0, THROUGH), (1, BACK)):
+        rig.pci.set_config_space(WCE_OFFSET, 1, wce)
+        assert rig.serial() == mode
+        rig.kill()
+        assert rig.serial() == mode
+        assert rig.pci.config_space(WCE_OFFSET, 1) == wce
