@@ -308,7 +308,10 @@ class Keeper:
 
 
 def _read(descriptor: Descriptor, offset: int, size: int) -> bytes:
-    return os.pread(descriptor.fileno(), size, offset)
+    try:
+        return os.pread(descriptor.fileno(), size, offset)
+    except (OSError, OverflowError):  # no file, or no such place in any: the VMM has set it up
+        return b""
 
 
 def _shared_memory(size: int) -> Descriptor:

@@ -4,6 +4,7 @@ that cannot be. And what has to hold afterwards."""
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import socket
 import tempfile
@@ -20,7 +21,7 @@ from supervisor.vhost_user.errors import BackEndRefused
 from supervisor.vhost_user.frontend import FrontEnd
 from supervisor.vhost_user.messages import VringAddr
 from tests.chaos import COUNTING, board, census
-from tests.vhost_user.driver import GUEST_BASE, Driver
+from tests.vhost_user.driver import GUEST_BASE, Driver, Guest
 from tests.vhost_user.test_keeper import Vmm
 from tests.vhost_user.test_worker_rings import MEMORY_BYTES, QUEUE, SECTORS, USER_BASE, Work
 
@@ -52,15 +53,23 @@ class Hostile(Vmm):
     def renew(self) -> None:
         """Another VMM, with another guest."""
         self.instead.clear()
+        self.connect()
+        self.ask(self.front.get_queue_num)  # answered once the worker of the one before is gone
         self.driver.release()
         self.guest._free = GUEST_BASE
         self.driver = Driver(self.guest, QUEUE, event_idx=True)
-        self.connect()
 
     def connect(self) -> None:
         """Another connection in the place of the one that there was."""
         self.ask(self.front.close)
         self.front = self.ask(lambda: FrontEnd(self.path, need_reply=True))
+
+    def restore(self) -> None:
+        """Memory again, after it was cut short."""
+        os.truncate(self.fds["memory"], MEMORY_BYTES)
+        self.mapping = mmap.mmap(self.fds["memory"], MEMORY_BYTES)
+        self.guest = Guest(memory=memoryview(self.mapping))
+        self.driver = Driver(self.guest, QUEUE, event_idx=True)
 
     def close(self) -> None:
         self.stack.close()

@@ -56,7 +56,7 @@ class Vmm(Rig):
         """Does ``what`` while the supervisor goes on."""
         future = self._thread.submit(what)
         while not future.done():
-            self.sup.dispatch(0.01)
+            self.sup.dispatch(0.001)
         return future.result()
 
     def attach(self) -> None:
