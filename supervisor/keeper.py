@@ -24,7 +24,7 @@ from supervisor.messages_pb2 import Attach, VirtioOffer
 from supervisor.reactor import Reactor, Timer
 from supervisor.tube import Descriptor
 from supervisor.vhost_user.assembler import Assembler, Message, Outbox
-from supervisor.vhost_user.errors import PartialMessage, VhostUserError
+from supervisor.vhost_user.errors import InvalidMessage, PartialMessage, VhostUserError
 from supervisor.vhost_user.listener import Listener
 from supervisor.vhost_user.messages import U64
 from supervisor.vhost_user.requests import FrontEndRequest
@@ -210,8 +210,9 @@ class Keeper:
         rule = FRONT_END_RULES.get(header.request)
         with message:
             if rule is None:
-                if header.need_reply:
-                    self._reply(connection, message, U64(1).pack(), ())
+                if not header.need_reply:  # it may be one that has an answer of its own, and is waited for
+                    raise InvalidMessage("nobody knows it", f"request {header.request}")
+                self._reply(connection, message, U64(1).pack(), ())
                 return
             payload = message.decode()
             fds = len(message.descriptors)
@@ -309,7 +310,10 @@ class Keeper:
 
 def _read(descriptor: Descriptor, offset: int, size: int) -> bytes:
     try:
+        try:
         return os.pread(descriptor.fileno(), size, offset)
+    except (OSError, OverflowError):  # no file, or no such place in any: the VMM has set it up
+        return b""
     except (OSError, OverflowError):  # no file, or no such place in any: the VMM has set it up
         return b""
 
