@@ -172,6 +172,17 @@ def test_given_four_queues_each_is_served_through_deaths(start: Start, tmp_path:
             rig.qemu.until(lambda queue=queue: rig.pci.take_interrupt(queue))  # type: ignore[misc]
 
 
+def test_given_as_many_queues_as_a_disk_has_all_are_served(start: Start, tmp_path: Path) -> None:
+    """Some 200 descriptors go to a worker at once."""
+    device = f'device: virtio.blk, options: {{image: "{tmp_path / "disk.img"}", queues: 64}}'
+    rig = start(f"{BLK},num-queues=64,vectors=65", device=device)
+    rig.bring_up(PLAIN | F_MQ, queues=64)
+    for queue in (0, 31, 63):
+        assert rig.request(OUT, queue, bytes([queue]) * SECTOR, queue=queue) == OK
+        rig.kill()
+        assert rig.read(queue, queue=queue) == bytes([queue]) * SECTOR
+
+
 def test_given_stop_and_cont_nothing_is_lost_and_nothing_is_done_twice(start: Start) -> None:
     """GET_VRING_BASE with requests under way, to a worker that lives and to one that is dead."""
     rig = start()
