@@ -92,7 +92,7 @@ def test_cve_2020_14374_given_guest_that_changes_what_was_read_what_was_read_cou
 
 @pytest.mark.parametrize("kind", [DISCARD, WRITE_ZEROES])
 def test_cve_2021_3544_given_request_of_much_memory_it_takes_none_of_ours(tmp_path: Path, kind: int) -> None:
-    """CVE-2021-3544 and its kin: a chain names the same memory again and again; it is judged by its length."""
+    """CVE-2021-3544 and its kin: a chain names one memory again and again; it is judged by its length."""
     disk = Disk(tmp_path / "disk.img", size=64)
     header, status = disk.guest.allocate(16), disk.guest.allocate(1)
     large = disk.guest.allocate(2 << 20)

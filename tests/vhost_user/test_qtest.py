@@ -271,7 +271,6 @@ def test_given_kick_of_a_queue_that_is_not_there_nothing_happens(start: Start) -
     rig = start()
     rig.bring_up()
     rig.pci.kick(1)
-    rig.pci.kick(63)
     assert rig.request(FLUSH, 0) == OK
 
 
