@@ -22,7 +22,7 @@ from supervisor.processes import BrokenContract
 from supervisor.reactor import Reactor
 from supervisor.seat import Seat
 from supervisor.switchboard import Switchboard
-from supervisor.tube import Descriptor, Disconnected, TubeTimeout
+from supervisor.tube import MAX_FDS_KERNEL, Descriptor, Disconnected, TubeTimeout
 from supervisor.worker import journal as layout
 from supervisor.worker.journal import JournalCorrupt
 
@@ -193,7 +193,7 @@ class Conversation:
         if worker is None:
             return
         try:
-            worker.tube.send_proto_nowait(message, fds=fds)
+            worker.tube.send_proto(message, fds, timeout=0, max_fds=MAX_FDS_KERNEL)
         except Disconnected:
             pass  # its death is on the way
         except TubeTimeout:

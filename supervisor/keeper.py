@@ -24,11 +24,11 @@ from supervisor.messages_pb2 import Attach, VirtioOffer
 from supervisor.reactor import Reactor, Timer
 from supervisor.tube import Descriptor
 from supervisor.vhost_user.assembler import Assembler, Message, Outbox
-from supervisor.vhost_user.errors import PartialMessage, VhostUserError
+from supervisor.vhost_user.errors import Disconnected, InvalidMessage, PartialMessage, VhostUserError
 from supervisor.vhost_user.listener import Listener
 from supervisor.vhost_user.messages import U64
 from supervisor.vhost_user.requests import FrontEndRequest
-from supervisor.vhost_user.rules import FRONT_END_RULES, request_name
+from supervisor.vhost_user.rules import FRONT_END_RULES, Answer, request_name
 from supervisor.vhost_user.setup import Refused, Setup
 from supervisor.vhost_user.wire import SocketWire, receive_message
 
@@ -36,6 +36,7 @@ __all__ = ["Keeper", "Served"]
 
 DRAIN_NS = 200_000_000  # until a worker has come to the end of a batch: the VMM's main loop waits meanwhile
 SETTLE_NS = 2_000_000_000  # workers may die until then; the VMM is told the last that is known of its rings
+MAX_WAITING = 16  # messages taken at a time: with 32 descriptors each, they leave room in a table of 1,024
 HALF_MESSAGE_NS = 5_000_000_000  # a VMM sends its messages whole; who does not is broken, or stalls us
 _log = logging.getLogger("tubevisor")
 
@@ -69,8 +70,19 @@ class _Connection:
         self.assembler = Assembler(unknown_pass=True)
         self.outbox = Outbox()
         self.waiting: deque[Message] = deque()
-        self.is_full = False  # the VMM does not read: what is left goes when it does
+        self.wanted = int(select.EPOLLIN)  # what its socket is watched for
         self.deadline: Timer | None = None  # of a message that has begun
+
+    @property
+    def has_enough(self) -> bool:
+        """True while no more is taken from the VMM than it has asked already."""
+        return len(self.waiting) >= MAX_WAITING
+
+    def is_deserted(self) -> bool:
+        """True if the VMM has gone, whatever it has left to be read."""
+        poll = select.poll()
+        poll.register(self.wire.fileno(), 0)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         if self.deadline is not None:
@@ -123,6 +135,8 @@ class Keeper:
             return
         if end is None:
             return
+        if self._connection is not None and self._connection.is_deserted():
+            self._go_on_without(Disconnected("another one has come"))
         offer = self._served.offer()
         if self._connection is not None or offer is None:
             _log.warning("%s: a second VMM was turned away", self._served.name)
@@ -142,13 +156,22 @@ class Keeper:
             return
         try:
             if mask & ~select.EPOLLOUT:
-                while (message := receive_message(connection.wire, connection.assembler)) is not None:
-                    connection.waiting.append(message)
-                self._watch_half_messages(connection)
+                self._receive(connection, mask)
             self._go_on()
             self._send(connection)
         except VhostUserError as error:
             self._go_on_without(error)
+
+    def _receive(self, connection: _Connection, mask: int) -> None:
+        """Takes what is there, in portions: the rest is the VMM's to keep, and other devices' turn comes."""
+        if connection.has_enough and mask & select.EPOLLHUP:
+            raise Disconnected("it has gone without waiting for what it had asked")
+        while not connection.has_enough:
+            message = receive_message(connection.wire, connection.assembler)
+            if message is None:
+                break
+            connection.waiting.append(message)
+        self._watch_half_messages(connection)
 
     def _watch_half_messages(self, connection: _Connection) -> None:
         """A message that has begun has to end some time."""
@@ -162,13 +185,13 @@ class Keeper:
             connection.deadline = self._reactor.call_at(at_ns, lambda: self._go_on_without(late))
 
     def _send(self, connection: _Connection) -> None:
-        """Sends what goes; what does not, when the VMM reads again."""
+        """Sends what goes; what does not, when the VMM reads again. Listens if more can be taken."""
         is_full = not connection.outbox.send(connection.wire)
-        if is_full is not connection.is_full:
-            connection.is_full = is_full
+        wanted = (select.EPOLLOUT if is_full else 0) | (0 if connection.has_enough else select.EPOLLIN)
+        if wanted != connection.wanted:
+            connection.wanted = wanted
             fd = connection.wire.fileno()
             self._reactor.unwatch(fd)
-            wanted = select.EPOLLIN | (select.EPOLLOUT if is_full else 0)
             self._reactor.watch(fd, self._on_traffic, wanted)
 
     def _go_on_without(self, error: VhostUserError) -> None:
@@ -239,8 +262,9 @@ class Keeper:
         rule = FRONT_END_RULES.get(header.request)
         with message:
             if rule is None:
-                if header.need_reply:
-                    self._reply(connection, message, U64(1).pack(), ())
+                if not header.need_reply:  # it may be one that has an answer of its own, and is waited for
+                    raise InvalidMessage("nobody knows it", f"request {header.request}")
+                self._reply(connection, message, U64(1).pack(), ())
                 return
             payload = message.decode()
             fds = len(message.descriptors)
@@ -250,6 +274,8 @@ class Keeper:
                 answer = setup.apply(header.request, payload, descriptors)
             except Refused as refused:
                 name = request_name(header.request)
+                if rule.answer is Answer.ALWAYS and header.request != FrontEndRequest.GET_CONFIG:
+                    raise InvalidMessage(str(refused), name) from refused  # a status would pass for a value
                 _log.warning("%s: %s: %s", self._served.name, name, refused)
                 answer, status = None, 1
             connection.close_discarded()
@@ -285,6 +311,12 @@ class Keeper:
     def worker_ready(self) -> None:
         """A worker serves: it gets what is to be served."""
         self._draining = False
+        self._pump()
+
+    def worker_stays_away(self) -> None:
+        """No worker comes until an operator wants one: the VMM is answered with what is known."""
+        self._draining = False
+        self._settled()
         self._pump()
 
     def _poisoned(self) -> dict[int, list[int]]:
@@ -340,7 +372,10 @@ class Keeper:
 
 
 def _read(descriptor: Descriptor, offset: int, size: int) -> bytes:
-    return os.pread(descriptor.fileno(), size, offset)
+    try:
+        return os.pread(descriptor.fileno(), size, offset)
+    except (OSError, OverflowError):  # no file, or no such place in any: the VMM has set it up
+        return b""
 
 
 def _shared_memory(size: int) -> Descriptor:

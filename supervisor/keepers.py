@@ -71,6 +71,12 @@ class Keepers:
         if keeper is not None:
             keeper.worker_gone(seat.ring_positions, charged=charged)
 
+    def worker_stays_away(self, name: str) -> None:
+        """A device is stopped or given up; its VMM stays connected, and need not wait."""
+        keeper = self._keepers.get(name)
+        if keeper is not None:
+            keeper.worker_stays_away()
+
     def facts(self, seat: Seat) -> VhostUserFacts | None:
         """What a VMM has to know of a device; ``None`` where there is no socket (yet)."""
         if seat.name not in self._keepers or seat.offer is None:
@@ -125,7 +131,8 @@ class _Served:
         return True
 
     def replace(self) -> None:
-        self._reactor.post(RestartChild(self.name))
+        if not self._seat.stop_wanted:  # or an operator's stop would become a restart
+            self._reactor.post(RestartChild(self.name))
 
     def kill(self) -> None:
         if self._seat.worker is not None:

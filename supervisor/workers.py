@@ -237,6 +237,7 @@ class Workers:
             reason = f"group {top!r} {policy.child(tree, top).why or ended}"
         for device in policy.devices_in(tree, name) if name in tree.nodes else (name,):
             self._seats[device].handle.go(reason)
+            self._keepers.worker_stays_away(device)
 
     # -- Owner of the processes ------------------------------------------------------------------
 

@@ -208,12 +208,12 @@ class Blk(VirtioDevice):
             done += os.pwritev(self.fd, rest[:IOV_MAX], at + done, flags)
 
     def _clear(self, kind: int, buffers: list[memoryview]) -> None:
-        data = b"".join(buffers)
-        if not data or len(data) % _RANGE.size:
+        length = sum([len(one) for one in buffers])
+        if not length or length % _RANGE.size:
             raise _Refused(IOERR)
-        if len(data) > MAX_RANGES * _RANGE.size:
+        if length > MAX_RANGES * _RANGE.size:  # up to 4 GiB, which must not be copied first
             raise _Refused(UNSUPP)
-        sector, sectors, flags = _RANGE.unpack(data)
+        sector, sectors, flags = _RANGE.unpack(b"".join(buffers))
         if flags & ~UNMAP or (kind == DISCARD and flags):
             raise _Refused(UNSUPP)
         if sectors > MAX_RANGE_SECTORS:

@@ -40,6 +40,7 @@ __all__ = [
 
 HEADER_BYTES = 16
 STATE_BYTES = 16
+MAX_COUNTER = 1 << 63  # nobody comes so far: beyond it a log has been made up, and there is room to count on
 ALIGNMENT = 64  # of each queue's region, as DPDK and libvhost-user have it
 
 _VERSION, _DESC_NUM, _LAST_BATCH_HEAD, _USED_IDX = 4, 5, 6, 7  # u16 words of the header
@@ -108,12 +109,16 @@ class InflightLog:
         words, marks = self._words, self._bytes
         published = (used_idx - words[_USED_IDX]) & 0xFFFF
         batch = self._batch(published)
+        done = set(batch)
+        marked = [head for head in range(self.desc_num) if marks[HEADER_BYTES + STATE_BYTES * head]]
+        left = sorted((head for head in marked if head not in done), key=self.counter_of)
+        counter = self.counter_of(left[-1]) + 1 if left else 0
+        if counter > MAX_COUNTER:
+            raise CorruptLog(f"request {left[-1]} is number {counter} in the order of fetching")
         for head in batch:
             marks[HEADER_BYTES + STATE_BYTES * head] = 0
         words[_USED_IDX] = used_idx
-        left = [head for head in range(self.desc_num) if marks[HEADER_BYTES + STATE_BYTES * head]]
-        left.sort(key=self.counter_of)
-        self.counter = self.counter_of(left[-1]) + 1 if left else 0
+        self.counter = counter
         return left
 
     def _batch(self, length: int) -> list[int]:

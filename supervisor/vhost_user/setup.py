@@ -27,7 +27,7 @@ from supervisor.vhost_user.device import F_PROTOCOL_FEATURES
 from supervisor.vhost_user.errors import InvalidMessage
 from supervisor.vhost_user.inflight import heads_in_flight, region_bytes
 from supervisor.vhost_user.messages import U64, Config, Payload, VringAddr, VringFd, VringState
-from supervisor.vhost_user.requests import MAX_MEM_SLOTS, FrontEndRequest, ProtocolFeature
+from supervisor.vhost_user.requests import MAX_REGIONS, FrontEndRequest, ProtocolFeature
 
 __all__ = ["PROTOCOL_FEATURES", "Answer", "Refused", "Setup"]
 
@@ -42,6 +42,10 @@ PROTOCOL_FEATURES = (
 
 OWN_LOG_ENTRIES = 1024
 """Of a log that the keeper makes before it knows the rings: User-Mode Linux's are longer than 128."""
+
+MAX_RINGS = 73
+"""That are offered, whatever the device has: with a kick, a call and an error descriptor of each, a log and
+the memory, they go to a worker in one packet, which carries 253."""
 
 _R = FrontEndRequest
 _OF_A_RING = frozenset(
@@ -65,6 +69,7 @@ _OF_ALL_RINGS = frozenset(
         _R.ADD_MEM_REG,
         _R.REM_MEM_REG,
         _R.SET_INFLIGHT_FD,
+        _R.SET_CONFIG,  # of the device, and so of everything that it serves
     }
 )
 
@@ -112,6 +117,11 @@ class Setup:
     discarded: list[Any] = field(default_factory=list)
 
     # -- questions ---------------------------------------------------------------------------------
+
+    @property
+    def queues(self) -> int:
+        """How many rings there may be."""
+        return min(self.offer.queues, MAX_RINGS)
 
     def running(self) -> list[int]:
         """The rings that are to be served, by index."""
@@ -176,8 +186,8 @@ class Setup:
         self.regions, self.rings, self.inflight, self.backend_channel = [], {}, None, None
 
     def _ring(self, index: int) -> _Ring:
-        if index >= self.offer.queues:
-            raise Refused(f"ring {index} of a device with {self.offer.queues}")
+        if index >= self.queues:
+            raise Refused(f"ring {index} of a device with {self.queues}")
         return self.rings.setdefault(index, _Ring())
 
     def _get_features(self, _payload: Any, _descriptors: list[Any]) -> Answer:
@@ -200,7 +210,7 @@ class Setup:
         self.protocol_features = payload.value
 
     def _get_queue_num(self, _payload: Any, _descriptors: list[Any]) -> Answer:
-        return Answer(U64(self.offer.queues))
+        return Answer(U64(self.queues))
 
     def _nothing(self, _payload: Any, _descriptors: list[Any]) -> None:
         """Said for the sake of saying it."""
@@ -216,8 +226,8 @@ class Setup:
         descriptors.clear()
 
     def _add_mem_reg(self, payload: SingleRegion, descriptors: list[Any]) -> None:
-        if len(self.regions) >= MAX_MEM_SLOTS:
-            raise Refused(f"more than {MAX_MEM_SLOTS} memory regions")
+        if len(self.regions) >= MAX_REGIONS:  # a worker maps no more, and they go to it in one packet
+            raise Refused(f"more than {MAX_REGIONS} memory regions")
         _check_apart([payload.region, *(region for region, _descriptor in self.regions)])
         self.regions.append((payload.region, descriptors.pop()))
 
@@ -291,17 +301,17 @@ class Setup:
         self.config_writes.append((payload.offset, payload.data))
 
     def _get_inflight(self, payload: Inflight, _descriptors: list[Any]) -> Answer:
-        queues = payload.queue_count or self.offer.queues
+        queues = payload.queue_count or self.queues
         size = payload.queue_size or OWN_LOG_ENTRIES
-        if queues > self.offer.queues:
-            raise Refused(f"a log for {queues} rings of a device with {self.offer.queues}")
+        if queues > self.queues:
+            return Answer(Inflight(0, 0, queues, size))  # none: the rings that there are get one of our own
         self._make_log(queues, size)
         assert self.inflight is not None  # noqa: S101 - made in the line above
         return Answer(self.inflight[0], (self.inflight[1],))
 
     def _set_inflight(self, payload: Inflight, descriptors: list[Any]) -> None:
-        if payload.queue_count > self.offer.queues:
-            raise Refused(f"a log for {payload.queue_count} rings of a device with {self.offer.queues}")
+        if payload.queue_count > self.queues:
+            raise Refused(f"a log for {payload.queue_count} rings of a device with {self.queues}")
         self._drop_log()
         self.inflight = (payload, descriptors.pop())
         self.own_log = False
@@ -387,7 +397,7 @@ class Setup:
             area = self.inflight[0]
             if area.queue_size >= size and area.queue_count > max(running):
                 return
-        self._make_log(self.offer.queues, max(size, OWN_LOG_ENTRIES))
+        self._make_log(self.queues, max(size, OWN_LOG_ENTRIES))
 
 
 def _check_apart(regions: list[Region]) -> None:

@@ -308,6 +308,8 @@ class SplitQueue:
                 os.write(self.call_fd, ONE)
             except BlockingIOError:
                 pass  # it is full of interrupts that nobody has taken: one more says nothing new
+            except OSError:
+                pass  # nothing can be said with it, or to nobody: the VMM's doing, and its driver's loss
 
     def close(self) -> None:
         """Lets go of guest memory, so that it can be unmapped."""

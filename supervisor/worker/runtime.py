@@ -344,7 +344,7 @@ class Runtime:
         device: Any = self._session.device
         if self._attachment is not None:
             raise LocalError("a worker serves one set-up of its queues")
-        self._attachment = Attachment(device, attach, descriptors, self.watch)
+        self._attachment = Attachment(device, attach, descriptors, self.watch, self.unwatch)
         self._attachment.serve(attach)
 
     @property

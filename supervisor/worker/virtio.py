@@ -5,7 +5,8 @@ process before had under way is executed first, in its order; then each ring is 
 since the kick may have gone to the dead, and the driver is interrupted once, as its interrupt may have, too.
 
 A broken request ends as a request. A broken ring is told to the VMM (its error descriptor) and left alone,
-while the others go on. Nothing that a guest writes ends the process.
+while the others go on. Nothing that a guest writes ends the process, and nothing that a VMM hands over does:
+memory that cannot be mapped is like rings that are all broken, until the VMM sets something else up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from supervisor.errors import LocalError, PeerError
+from supervisor.errors import EnvironmentFault, LocalError, PeerError
 from supervisor.memory import GuestMemory, Region
 from supervisor.messages_pb2 import Attach, Ring
 from supervisor.vhost_user import BrokenRing, CorruptLog, InflightLog, RingAreas, SplitQueue, VirtioDevice
@@ -28,6 +29,8 @@ __all__ = ["Attachment"]
 
 _log = logging.getLogger("tubevisor.virtio")
 Watch = Callable[[int, Callable[[], None]], None]
+Unwatch = Callable[[int], None]
+_UNUSABLE = (PeerError, LocalError, EnvironmentFault, OSError)  # what a VMM's set-up may turn out to be
 
 
 class _Served:
@@ -44,14 +47,17 @@ class _Served:
 class Attachment:
     """The queues of ``device`` as ``attach`` describes them; ``descriptors`` are its, in its order.
 
-    Raises :class:`PeerError` where they cannot be what is described, ``BadRegion`` and ``MappingFailed``
-    where memory cannot be mapped: nothing is held then.
+    Raises :class:`PeerError` where there are fewer descriptors than are described: nothing is held then.
     """
 
-    def __init__(self, device: VirtioDevice, attach: Attach, descriptors: list[Any], watch: Watch) -> None:
+    def __init__(
+        self, device: VirtioDevice, attach: Attach, descriptors: list[Any], watch: Watch, unwatch: Unwatch
+    ) -> None:
         self._device = device
         self._watch = watch
+        self._unwatch = unwatch
         self._served: list[_Served] = []
+        self._unserved: list[tuple[int, int]] = []  # (index, position) of rings that cannot be what they are
         self._owned: list[int] = []
         self.memory = GuestMemory()
         self._log_memory: Any = None
@@ -59,7 +65,7 @@ class Attachment:
         try:
             self._map(attach, held)
             for ring in attach.rings:
-                self._served.append(self._open(attach, ring, held))
+                self._open(attach, ring, held)
         except BaseException:
             self.close()
             raise
@@ -68,44 +74,35 @@ class Attachment:
                 left.close()
 
     def _map(self, attach: Attach, held: list[Any]) -> None:
-        regions = []
-        for region in attach.regions:
-            descriptor = _next(held)
-            described = Region(
-                guest_addr=region.guest_address,
-                size_bytes=region.size_bytes,
-                offset_bytes=region.offset_bytes,
-                user_addr=region.user_address,
-            )
-            regions.append((described, descriptor))
-        try:
-            self.memory.map_all((region, descriptor.fileno()) for region, descriptor in regions)
-        finally:
-            for _region, descriptor in regions:
-                descriptor.close()
+        # What cannot be mapped is not there, for each ring that would be in it.
+        described = [
+            (one.guest_address, one.size_bytes, one.offset_bytes, one.user_address) for one in attach.regions
+        ]
+        _map_all(self.memory, [(place, _next(held)) for place in described])
         if attach.HasField("inflight"):
             area = attach.inflight
-            descriptor = _next(held)
-            log = GuestMemory()
-            self._log_memory = log
-            try:
-                log.map(
-                    Region(guest_addr=0, size_bytes=area.size_bytes, offset_bytes=area.offset_bytes),
-                    descriptor.fileno(),
-                )
-            finally:
-                descriptor.close()
+            self._log_memory = GuestMemory()
+            _map_all(self._log_memory, [((0, area.size_bytes, area.offset_bytes, 0), _next(held))])
 
-    def _open(self, attach: Attach, ring: Ring, held: list[Any]) -> _Served:
+    def _open(self, attach: Attach, ring: Ring, held: list[Any]) -> None:
         fds = [self._keep(held) if has else -1 for has in (ring.has_kick, ring.has_call, ring.has_err)]
         kick_fd, call_fd, err_fd = fds
+        try:
+            queue = self._queue(attach, ring, call_fd)
+        except _UNUSABLE as error:
+            self._unserved.append((ring.index, ring.base))
+            _complain(ring.index, error, err_fd)
+        else:
+            self._served.append(_Served(ring.index, queue, kick_fd, err_fd))
+
+    def _queue(self, attach: Attach, ring: Ring, call_fd: int) -> SplitQueue:
         memory = self.memory
         places = (ring.desc, ring.avail, ring.used)
         views = [
             memory.writable_view(memory.guest_address(place, length), length)
             for place, length in zip(places, RingAreas.lengths(ring.size), strict=True)
         ]
-        queue = SplitQueue(
+        return SplitQueue(
             RingAreas(views[0], views[1], views[2], ring.size),
             memory,
             position=ring.base,
@@ -113,7 +110,6 @@ class Attachment:
             log=self._log_of(attach, ring.index),
             event_idx=bool(attach.features & F_EVENT_IDX),
         )
-        return _Served(ring.index, queue, kick_fd, err_fd)
 
     def _log_of(self, attach: Attach, index: int) -> InflightLog | None:
         if self._log_memory is None:
@@ -127,7 +123,8 @@ class Attachment:
     def _keep(self, held: list[Any]) -> int:
         fd: int = _next(held).detach()
         self._owned.append(fd)
-        os.set_blocking(fd, False)
+        with contextlib.suppress(OSError):  # one that cannot be read or written either
+            os.set_blocking(fd, False)
         return fd
 
     # -- serving -----------------------------------------------------------------------------------
@@ -142,8 +139,8 @@ class Attachment:
         for one in self._served:
             self._guarded(one, lambda one=one: self._resume(one, poison[one.index]))  # type: ignore[misc]
         for one in self._served:
-            if one.kick_fd >= 0 and not one.broken:
-                self._watch(one.kick_fd, lambda one=one: self._kicked(one))  # type: ignore[misc]
+            if one.kick_fd >= 0:
+                self._guarded(one, lambda one=one: self._listen(one))  # type: ignore[misc]
             self._guarded(one, lambda one=one: device.process(one.queue, one.index))  # type: ignore[misc]
 
     def _resume(self, one: _Served, poison: set[int]) -> None:
@@ -155,9 +152,21 @@ class Attachment:
         self._device.resume(one.queue, one.index, [head for head in left if head not in poison])
         one.queue.signal()
 
+    def _listen(self, one: _Served) -> None:
+        try:
+            self._watch(one.kick_fd, lambda: self._kicked(one))
+        except OSError as error:
+            raise BrokenRing("its doorbell cannot be waited for") from error
+
     def _kicked(self, one: _Served) -> None:
-        with contextlib.suppress(BlockingIOError):  # the process before may have taken it
-            os.read(one.kick_fd, 8)
+        try:
+            has_rung = bool(os.read(one.kick_fd, 8))
+        except BlockingIOError:  # the process before may have taken it
+            has_rung = True
+        except OSError:
+            has_rung = False
+        if not has_rung:  # it would be readable for ever: nobody will ring it any more
+            self._unwatch(one.kick_fd)
         self._guarded(one, lambda: self._device.process(one.queue, one.index))
 
     def _guarded(self, one: _Served, work: Callable[[], None]) -> None:
@@ -167,14 +176,11 @@ class Attachment:
             work()
         except (BrokenRing, CorruptLog) as error:
             one.broken = True
-            _log.error("queue %d is broken and left alone: %s", one.index, error)
-            if one.err_fd >= 0:
-                with contextlib.suppress(OSError):
-                    os.write(one.err_fd, ONE)
+            _complain(one.index, error, one.err_fd)
 
     def positions(self) -> list[tuple[int, int]]:
         """(Index, next available entry) of each ring; every request that was fetched is completed."""
-        return [(one.index, one.queue.position) for one in self._served]
+        return [*self._unserved, *((one.index, one.queue.position) for one in self._served)]
 
     def close(self) -> None:
         """Gives descriptors and memory back."""
@@ -189,6 +195,27 @@ class Attachment:
             if memory is not None:
                 with contextlib.suppress(LocalError):  # views that a traceback holds: the process ends soon
                     memory.close()
+
+
+def _map_all(memory: GuestMemory, places: list[tuple[tuple[int, int, int, int], Any]]) -> None:
+    """Maps guest address, size, offset and user address of each descriptor, all or none; closes them."""
+    try:
+        memory.map_all(
+            (Region(guest_addr=at, size_bytes=size, offset_bytes=offset, user_addr=user), descriptor.fileno())
+            for (at, size, offset, user), descriptor in places
+        )
+    except _UNUSABLE as error:
+        _log.error("memory that a VMM has set up cannot be mapped: %s", error)
+    finally:
+        for _place, descriptor in places:
+            descriptor.close()
+
+
+def _complain(index: int, error: Exception, err_fd: int) -> None:
+    _log.error("queue %d is broken and left alone: %s", index, error)
+    if err_fd >= 0:
+        with contextlib.suppress(OSError):
+            os.write(err_fd, ONE)
 
 
 def _next(held: list[Any]) -> Any:

@@ -56,7 +56,7 @@ class Vmm(Rig):
         """Does ``what`` while the supervisor goes on."""
         future = self._thread.submit(what)
         while not future.done():
-            self.sup.dispatch(0.01)
+            self.sup.dispatch(0.001)
         return future.result()
 
     def attach(self) -> None:
@@ -245,6 +245,22 @@ def test_given_no_worker_that_lives_the_vmm_is_told_the_last_that_is_known(
     while vmm.sup["disk"].state != "down":
         vmm.sup.dispatch(0.01)
     assert vmm.ask(lambda: vmm.front.get_vring_base(0)) == 0
+
+
+def test_given_disk_given_up_while_it_is_drained_the_vmm_is_answered(vmm: Vmm) -> None:
+    """No worker will come to say that the last one is out of the way: there is none to be in it."""
+    vmm.bring_up()
+    _work(vmm, Work(vmm, 9), 10)
+    vmm.sup.kill("disk", send_signal=signal.SIGSTOP, charged=False)
+    vmm.sup.stop_device("disk")
+    vmm.say("memory")
+    assert vmm.sup["disk"].state == "down"
+
+
+def test_given_question_that_cannot_be_answered_the_connection_ends(vmm: Vmm) -> None:
+    """What would say that it has failed would pass for a value."""
+    with pytest.raises(Disconnected):
+        vmm.ask(lambda: vmm.front.get_vring_base(7))
 
 
 def test_given_silent_worker_the_vmm_is_answered_all_the_same(vmm: Vmm) -> None:

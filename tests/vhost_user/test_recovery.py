@@ -233,6 +233,20 @@ def test_given_log_that_cannot_be_it_is_refused_unchanged(
     assert bytes(memory) == before
 
 
+@pytest.mark.parametrize("counter", [1 << 63, 2**64 - 1])
+def test_given_log_whose_order_has_come_to_its_end_it_is_refused_unchanged(counter: int) -> None:
+    """The next request would have no number: no log comes so far, unless somebody has made it up."""
+    memory = memoryview(bytearray(region_bytes(SIZE)))
+    log = InflightLog(memory, SIZE)
+    log.begin(0)
+    log.fetched(2)
+    memory.cast("Q")[3 + 2 * 2] = counter
+    before = bytes(memory)
+    with pytest.raises(CorruptLog, match="in the order of fetching"):
+        log.recover(0)
+    assert bytes(memory) == before
+
+
 def test_given_sizes_regions_have_the_strides_of_other_back_ends() -> None:
     """128 entries take 2,112 bytes (measured with DPDK and libvhost-user)."""
     assert [region_bytes(size) for size in (1, 3, 4, 128, 256, 1024)] == [64, 64, 128, 2112, 4160, 16448]

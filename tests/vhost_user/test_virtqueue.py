@@ -255,6 +255,20 @@ def test_given_pipe_full_of_interrupts_nobody_waits() -> None:
     os.close(write_end)
 
 
+def test_given_nobody_to_interrupt_the_requests_are_done_all_the_same() -> None:
+    """A pipe whose reader is gone, and a descriptor that cannot be written: no interrupt, and no error."""
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    os.close(read_end)
+    reading = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    for call_fd in (write_end, reading):
+        driver = Driver(Guest(), 8)
+        device = driver.device(call_fd=call_fd)
+        device.recover()
+        _round(driver, device, 2)
+        assert len(driver.used) == 2
+        os.close(call_fd)
+
+
 def test_given_wait_for_kick_what_came_meanwhile_is_seen() -> None:
     """Asking for a kick and looking once more leaves no gap; being busy asks for none."""
     guest, driver, device = _queue(event_idx=True)

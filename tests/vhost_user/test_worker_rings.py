@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -102,10 +103,19 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
             made.close()
 
 
+class Bench(Protocol):
+    """What there must be to work at: a guest, its driver, and its doorbell."""
+
+    guest: Guest
+    driver: Driver
+
+    def kick(self) -> None: ...
+
+
 class Work:
     """Random writes and reads of whole chunks, many at once, each checked against what was written last."""
 
-    def __init__(self, rig: Rig, seed: int) -> None:
+    def __init__(self, rig: Bench, seed: int) -> None:
         self.rig = rig
         self.random = random.Random(seed)
         self.content = bytearray(SECTORS * SECTOR)
