@@ -1,6 +1,7 @@
 #!/bin/sh
 # The init of a guest: loads the modules, finds the disk, runs its workload, says how it went, powers off.
-# What it is to do comes on the kernel's command line: tv.rounds (how often), tv.mib (of the disk), tv.what.
+# What it is to do comes on the kernel's command line: tv.rounds (how often), tv.mib (of the disk), tv.what; a
+# guest whose tv.what is net needs no disk.
 export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -9,6 +10,7 @@ while read -r module; do insmod "/modules/$module" || echo "guest: cannot load $
 
 value() { tr ' ' '\n' </proc/cmdline | grep "^tv.$1=" | cut -d= -f2; }
 rounds=$(value rounds) mib=$(value mib) what=$(value what)
+[ "$what" != net ] || . /guest_net.sh
 tries=0
 while [ ! -b /dev/vda ] && [ $tries -lt 100 ]; do tries=$((tries + 1)); sleep 0.1; done
 [ -b /dev/vda ] || { echo "guest: there is no disk"; poweroff -f; }
