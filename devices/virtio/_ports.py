@@ -257,7 +257,7 @@ class Cable:
         self._ctx.unwatch(tube.fileno())
         tube.close()
         self._tube = None
-        if end is not None and end.type != socket.SOCK_SEQPACKET:
+        if end is not None and (end.family, end.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
             self._ctx.logger.error("device %s has given something that is no link", self._peer)
             end.close()
             end = None

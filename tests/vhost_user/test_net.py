@@ -145,6 +145,18 @@ def test_given_frame_longer_than_its_buffers_only_mergeable_ones_take_it(cards: 
     assert b.frames() == [bytes(range(61))]
 
 
+def test_given_old_driver_its_header_has_no_number_of_buffers() -> None:
+    """Ten bytes, for one who has negotiated nothing; the other side may be newer."""
+    a, b = pair_of_cards(features=0)
+    b.post(10, 100)
+    b.kick(RX)
+    a.send(b"\xff" * 10 + bytes(range(60)))
+    b.loop.turn()
+    assert [data for _head, data in b.received()] == [bytes(10) + bytes(range(60))]
+    for card in (a, b):
+        card.close()
+
+
 def test_given_empty_ring_the_port_is_left_alone_until_the_guest_kicks(cards: tuple[Card, Card]) -> None:
     """Frames wait in the link, none is lost, and nobody is woken for what cannot be taken."""
     a, b = cards
