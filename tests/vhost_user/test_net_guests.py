@@ -28,7 +28,7 @@ from tests.vhost_user.test_guests import GUESTS, MEMORY, QEMU, Guest, _skip_with
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
 
-MIB = 4
+MIB = 8
 ROUNDS = 1
 DEADLINE_S = 240.0
 MAC = "52:54:00:09:00:02"
