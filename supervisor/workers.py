@@ -360,12 +360,18 @@ class Workers:
 
 
 def _preload(config: Config) -> list[str]:
-    """Modules that the zygote imports: what the user names, and built-in devices, which are ours."""
+    """Modules that the zygote imports: what the user names, and built-in devices, which are ours.
+
+    With virtio devices also what attaches queues: a worker that imported it itself would keep its guest
+    waiting for 20 ms at each restart.
+    """
     built_in = {
         device.device_class.partition(":")[0]
         for device in config.devices
         if device.device_class.startswith("devices.")
     }
+    if any(device.vhost_user is not None for device in config.devices):
+        built_in.add("supervisor.worker.virtio")
     return [*config.supervisor.preload, *sorted(built_in)]
 
 

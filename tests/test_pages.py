@@ -18,7 +18,7 @@ FRAGMENTS = {
     "restart-policy": 0,
     "promises": 0,
     "testing-with-chaos": 0,
-    "vhost-user": 1,
+    "vhost-user": 3,
     "architecture": 0,
     "states": 0,
 }

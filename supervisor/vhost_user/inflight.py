@@ -145,8 +145,12 @@ class InflightLog:
         self._bytes[HEADER_BYTES + STATE_BYTES * head] = 1
         self.counter += 1
 
+    def put_back(self, head: int) -> None:
+        """Request ``head`` was not begun, and is in the ring as before."""
+        self._bytes[HEADER_BYTES + STATE_BYTES * head] = 0
+
     def is_in_flight(self, head: int) -> bool:
-        """True from :meth:`fetched` until :meth:`published`."""
+        """True from :meth:`fetched` until :meth:`published` or :meth:`put_back`."""
         return bool(self._bytes[HEADER_BYTES + STATE_BYTES * head])
 
     def completing(self, heads: Sequence[int]) -> None:

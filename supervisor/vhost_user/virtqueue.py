@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from supervisor.errors import PeerError
@@ -188,6 +188,24 @@ class SplitQueue:
             self._out += 1
             heads.append(head)
         return heads
+
+    def put_back(self, heads: Sequence[int]) -> bool:
+        """Leaves ``heads``, the ones that were fetched last, in the ring, as if they had never been fetched.
+
+        For devices that fetch buffers for what may come. False, and nothing is changed, where they are not
+        what stands there last.
+        """
+        avail, mask = self._avail, self._mask
+        position = self.position - len(heads)
+        for offset, head in enumerate(heads):
+            if avail[2 + ((position + offset) & mask)] != head:
+                return False
+        if self.log is not None:
+            for head in reversed(heads):  # a death in between leaves the first ones: those that come next
+                self.log.put_back(head)
+        self.position = position & 0xFFFF
+        self._out -= len(heads)
+        return True
 
     @property
     def has_more(self) -> bool:
