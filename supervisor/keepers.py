@@ -81,7 +81,8 @@ class Keepers:
         """What a VMM has to know of a device; ``None`` where there is no socket (yet)."""
         if seat.name not in self._keepers or seat.offer is None:
             return None
-        return VhostUserFacts(self._paths[seat.name], seat.offer.device_id, seat.offer.queues)
+        offer = seat.offer
+        return VhostUserFacts(self._paths[seat.name], offer.device_id, offer.queues, offer.config)
 
     def forget(self, name: str) -> None:
         """The device was removed: its VMM is hung up on."""
