@@ -42,6 +42,10 @@ class VirtioDevice(Device):
     device_id: ClassVar[int] = 0
     in_order: ClassVar[bool] = True
 
+    exclusive: bool = False
+    """It holds something that only one process can have (a tap, a lock). Its successor then comes when it has
+    been taken apart, and not as soon as it executes nothing any more."""
+
     negotiated: int = 0
     """The features that the driver has accepted."""
 

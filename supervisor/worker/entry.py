@@ -221,7 +221,7 @@ def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any])
     page = None
     if hasattr(device, "offer"):  # a virtio device: what it offers is known once it has started
         device.offer(ready.ready.virtio)
-        page = hold_lifeline()
+        page = None if device.exclusive else hold_lifeline()
     tube.tell(ready, () if page is None else (page,))
     if page is not None:
         os.close(page)
