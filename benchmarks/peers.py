@@ -24,6 +24,7 @@ __all__ = [
     "Family",
     "Peers",
     "circus",
+    "die_with_parent",
     "fork_floor",
     "install",
     "running",
@@ -133,7 +134,7 @@ class Family:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         while len(self.pids) < self.count:
             self._hear()
@@ -197,7 +198,8 @@ def wait_readable(fd: int, timeout_s: float) -> bool:
     return bool(poller.poll(1000 * timeout_s))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For a child, before it becomes another program: it ends with the process that has started it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
