@@ -20,6 +20,7 @@ from pathlib import Path
 from supervisor.memory.fence import FENCE
 from supervisor.vhost_user import F_EVENT_IDX, F_PROTOCOL_FEATURES, F_VERSION_1
 from supervisor.vhost_user.areas import Region
+from supervisor.vhost_user.errors import SocketConnect
 from supervisor.vhost_user.frontend import FrontEnd
 from supervisor.vhost_user.messages import VringAddr
 from supervisor.vhost_user.virtqueue import DESC_NEXT, DESC_WRITE, RingAreas
@@ -36,7 +37,8 @@ USER_BASE = 0x7F00_0000_0000
 HEADERS, STATUSES, DATA = 16384, 20480, 65536  # where in the guest's memory they begin
 PATIENCE_S = 20.0
 PLACES = 4096  # random sectors, drawn before anything is measured
-FILL = bytes(1 << 20)
+MIB = 1 << 20
+FILL = bytes(MIB)
 
 
 class MemoryFile:
@@ -88,7 +90,8 @@ class Ring:
         self.view = view
         self.desc = areas[0]
         self.kick_fd, self.call_fd = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2))
-        self._sectors = [chooser.randrange(disk_bytes // block) * (block // SECTOR) for _ in range(PLACES)]
+        last = (disk_bytes - MIB) // block  # so that even a request of ``touch`` ends on the disk
+        self._sectors = [chooser.randrange(last) * (block // SECTOR) for _ in range(PLACES)]
         self._next = 0
         self.position = self.seen = 0
         for slot in range(depth):
@@ -192,6 +195,21 @@ class Ring:
             took_ns.append(time.monotonic_ns() - began_ns)
         return took_ns
 
+    def touch(self) -> None:
+        """Has the disk write into every page of the guest, as a guest's page cache would. None is under way."""
+        slots, at = 0, DATA
+        while at < self.memory_bytes:
+            length = min(MIB, self.memory_bytes - at)
+            self.describe(slots, at, length)
+            at, slots = at + length, slots + 1
+            if slots == self.depth or at == self.memory_bytes:
+                self.submit(range(0, 3 * slots, 3))
+                while self.under_way:
+                    self.wait()
+                    self.collect()
+                slots = 0
+        self.aim(IN)
+
     def check(self) -> None:
         """Every request has ended well."""
         statuses = bytes(self.view[STATUSES : STATUSES + self.depth])
@@ -219,7 +237,7 @@ def attach(path: str | os.PathLike[str], ring: Ring) -> FrontEnd:
         try:
             front = FrontEnd(Path(path), timeout=PATIENCE_S)
             break
-        except OSError:  # it has only just been started
+        except SocketConnect:  # it has only just been started
             if time.monotonic() > until:
                 raise
             time.sleep(0.001)

@@ -53,6 +53,11 @@ class Effort:
     windows: int
     window_s: float  # of idling
     idle_devices: int
+    disk_memory_mib: tuple[int, ...]  # of guests whose memory is in use, while their disk is killed
+    disk_requests: int  # a turn
+    disks: int  # idle
+    guest_rounds: int
+    guest_s: float  # of each way to read or write, in a guest
 
 
 FULL = Effort(
@@ -66,6 +71,11 @@ FULL = Effort(
     windows=3,
     window_s=10.0,
     idle_devices=50,
+    disk_memory_mib=(1024, 4096),
+    disk_requests=30_000,
+    disks=20,
+    guest_rounds=3,
+    guest_s=1.0,
 )
 QUICK = Effort(
     devices=(1, 3),
@@ -78,6 +88,11 @@ QUICK = Effort(
     windows=1,
     window_s=0.05,
     idle_devices=3,
+    disk_memory_mib=(64,),
+    disk_requests=300,
+    disks=2,
+    guest_rounds=1,
+    guest_s=0.1,
 )
 
 
