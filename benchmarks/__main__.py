@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import idle, machine, requests, restart, session, tube
+from benchmarks import disk, idle, machine, requests, restart, session, tube
 from benchmarks.measure import FULL, QUICK, Plan, Result, Table, read_result, write_result
 from benchmarks.peers import NO_PEERS, Peers, install
 from benchmarks.report import page, ratios
@@ -31,6 +31,7 @@ GROUPS: dict[str, Callable[[Plan, Peers], Iterator[Table]]] = {
     "requests": requests.tables,
     "session": session.tables,
     "idle": idle.tables,
+    "disk": disk.tables,
 }
 
 
@@ -71,7 +72,7 @@ def _measure(groups: Sequence[str], asked: argparse.Namespace) -> Result:
         load=(round(load[0], 2), round(load[1], 2), round(load[2], 2)),
         machine=machine.facts(),
         versions={**machine.versions(), **_called(peers.versions)},
-        missing=_called(peers.missing),
+        missing={**_called(peers.missing), **plan.missing},
         tables=tables,
     )
 

@@ -10,35 +10,37 @@ import contextlib
 import os
 import select
 import signal
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks import peers as others
 from benchmarks.disk_board import board, start_daemon
-from benchmarks.disk_ring import IN, MIB, Ring, attach, memory_file
+from benchmarks.disk_ring import MIB, Ring, attach, memory_file
 from benchmarks.measure import Contender, Plan, Subject, Table, measure
 from benchmarks.peers import wait_readable
 from benchmarks.restart import FLOOR
 from supervisor import Supervisor
 
-__all__ = ["SPARES", "Served", "recovery_table"]
+__all__ = ["SPARES", "Served", "kill_daemon", "recovery_table"]
 
 SPARES = 2
 DEPTH, BLOCK = 32, 4096
 DISK_BYTES = 64 * MIB
 SMALL_BYTES = 16 * MIB  # of guest memory
+ROUNDS = 4  # at most: to touch gigabytes takes seconds
 PAUSE_S = (0.02, 0.05)  # between two kills: spares are filled up again
 OUTAGE_S = 30.0  # longer is not waited for
 HOW = """\
 From SIGKILL for the process that serves a disk until used.idx, in the guest's memory, moves for the first time
 after that process's death, with 32 random reads of 4 KiB under way all the while, and 20 to 50 ms of such
-reading before the next kill. The guest is our own front-end, in the supervisor's process; the socket and the
-connection outlive the kill. Two spares, no delay between restarts. With so many GiB the disk has been made to write to
-every page of the guest before each kill: the kernel then takes long to take the dead process apart, which is when its
-death is known. qemu-storage-daemon cannot outlive itself: it is started again as soon as it is dead, our
+reading before the next kill. The guest is our own front-end, in the supervisor's process; the connection
+outlives the kill. Two spares, no delay between restarts. With so many GiB the disk has been made to write to
+every page of the guest before each kill: the kernel then takes long to take the dead process apart, and only
+then is its death known. qemu-storage-daemon cannot outlive itself: it is started again as soon as it is dead, our
 front-end connects as soon as it listens and gives it the ring afresh. The bare fork loop is that of kill →
 answer, and has no disk."""
 
@@ -90,7 +92,7 @@ def recovery_table(plan: Plan, forks: others.Family, *, with_daemon: bool) -> Ta
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
         image = stack.enter_context(memory_file(DISK_BYTES)).path
         contenders = [Contender(FLOOR, lambda: _fork_again(plan, forks))]
-        for mib, kills in ((0, effort.kills), *((mib, 2) for mib in effort.disk_memory_mib)):
+        for mib, kills in ((0, effort.kills), *((mib, 1) for mib in effort.disk_memory_mib)):
             name = f"tubevisor, {_gib(mib)} of guest memory in use" if mib else "tubevisor"
             rig = _Rig(plan, folder / f"of{mib}", image, MIB * mib)
             stack.callback(rig.close)
@@ -100,7 +102,24 @@ def recovery_table(plan: Plan, forks: others.Family, *, with_daemon: bool) -> Ta
             stack.callback(peer.close)
             name = "qemu-storage-daemon, started again"
             contenders.append(Contender(name, lambda: [peer.kill() for _ in range(2)]))
-        return measure(subject, contenders, effort.rounds, plan)
+        return measure(subject, contenders, min(ROUNDS, effort.rounds), plan)
+
+
+def kill_daemon(
+    process: subprocess.Popen[bytes], start: Callable[[], subprocess.Popen[bytes]], go_on: Callable[[], bool]
+) -> tuple[int, subprocess.Popen[bytes]]:
+    """ns from the kill until ``go_on`` is true, and the process that ``start`` has made when it was dead."""
+    pidfd = os.pidfd_open(process.pid)
+    began_ns = time.monotonic_ns()
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    wait_readable(pidfd, OUTAGE_S)
+    os.close(pidfd)
+    process.wait()
+    after = start()
+    while not go_on():
+        if time.monotonic_ns() - began_ns > 1e9 * OUTAGE_S:
+            raise TimeoutError(f"no request was completed in {OUTAGE_S:g} s")
+    return time.monotonic_ns() - began_ns, after
 
 
 def _fork_again(plan: Plan, forks: others.Family) -> list[int]:
@@ -175,9 +194,6 @@ class _Daemon:
         self._folder, self._image = folder, image
         folder.mkdir()
         self._ring = Ring(DISK_BYTES, depth=DEPTH, block=BLOCK, memory=SMALL_BYTES, chooser=plan.chooser)
-        self._begin()
-
-    def _begin(self) -> None:
         self._process = start_daemon(self._folder, [self._image])
         self._front = attach(self._folder / "disk0", self._ring)
 
@@ -186,24 +202,24 @@ class _Daemon:
         ring = self._ring
         ring.run(1000)
         ring.submit(range(0, 3 * DEPTH, 3))
-        pidfd = os.pidfd_open(self._process.pid)
-        began_ns = time.monotonic_ns()
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        wait_readable(pidfd, OUTAGE_S)
-        os.close(pidfd)
-        self._process.wait()
-        self._front.close()
-        ring.restart()
-        self._begin()
-        ring.submit(range(0, 3 * DEPTH, 3))
-        ring.kick()
-        ring.wait()
-        took_ns = time.monotonic_ns() - began_ns
+        took_ns, self._process = kill_daemon(self._process, self._start, self._go_on)
         while ring.under_way:
             ring.wait()
             ring.collect()
-        ring.aim(IN)
         return took_ns
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._front.close()
+        self._ring.restart()
+        return start_daemon(self._folder, [self._image])
+
+    def _go_on(self) -> bool:
+        ring = self._ring
+        self._front = attach(self._folder / "disk0", ring)
+        ring.submit(range(0, 3 * DEPTH, 3))
+        ring.kick()
+        ring.wait()
+        return True
 
     def close(self) -> None:
         self._front.close()

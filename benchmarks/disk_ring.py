@@ -73,7 +73,9 @@ def memory_file(size: int) -> Iterator[MemoryFile]:
 class Ring:
     """``depth`` requests of ``block`` bytes, under way at once, in ``memory`` bytes of a guest."""
 
-    def __init__(self, disk_bytes: int, *, depth: int, block: int, memory: int, chooser: random.Random) -> None:
+    def __init__(
+        self, disk_bytes: int, *, depth: int, block: int, memory: int, chooser: random.Random
+    ) -> None:
         self.memory_bytes = memory
         self.depth, self.block = depth, block
         self.fd = os.memfd_create("benchmark guest", os.MFD_CLOEXEC)
@@ -196,7 +198,7 @@ class Ring:
         return took_ns
 
     def touch(self) -> None:
-        """Has the disk write into every page of the guest, as a guest's page cache would. None is under way."""
+        """Has the disk write into every page of the guest's memory. None may be under way."""
         slots, at = 0, DATA
         while at < self.memory_bytes:
             length = min(MIB, self.memory_bytes - at)

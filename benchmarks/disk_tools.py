@@ -1,4 +1,4 @@
-"""What is added to a guest so that it can measure: fio with its libraries, and an init that does as it is told.
+"""What is added to a guest so that it can measure: fio with its libraries, and an init that obeys.
 
     python -m benchmarks.disk_tools ROOT OUTPUT
 

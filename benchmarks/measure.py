@@ -56,7 +56,7 @@ class Effort:
     disk_memory_mib: tuple[int, ...]  # of guests whose memory is in use, while their disk is killed
     disk_requests: int  # a turn
     disks: int  # idle
-    guest_rounds: int
+    guest_rounds: int  # 0: without a guest
     guest_s: float  # of each way to read or write, in a guest
 
 
@@ -91,7 +91,7 @@ QUICK = Effort(
     disk_memory_mib=(64,),
     disk_requests=300,
     disks=2,
-    guest_rounds=1,
+    guest_rounds=0,
     guest_s=0.1,
 )
 
@@ -103,6 +103,12 @@ class Plan:
     effort: Effort
     chooser: random.Random
     say: Callable[[str], None] = print
+    missing: dict[str, str] = field(default_factory=dict)  # what cannot be measured here, and why
+
+    def go_without(self, name: str, why: str) -> None:
+        """Says so, and the page will."""
+        self.missing[name] = why
+        self.say(f"WITHOUT {name}: {why}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ __all__ = [
     "running",
     "spawn_floor",
     "supervisord",
+    "wait_for",
     "wait_readable",
 ]
 
@@ -196,6 +197,15 @@ def wait_readable(fd: int, timeout_s: float) -> bool:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(1000 * timeout_s))
+
+
+def wait_for(path: str) -> None:
+    """Returns once there is such a file. Raises ``TimeoutError``."""
+    until = time.monotonic() + ANSWER_TIMEOUT_S
+    while not os.path.exists(path):
+        if time.monotonic() > until:
+            raise TimeoutError(f"no {path} in {ANSWER_TIMEOUT_S:g} s")
+        time.sleep(0.001)
 
 
 def die_with_parent() -> None:
