@@ -38,29 +38,31 @@ BLOCK = 4096
 PAUSE_S = (0.02, 0.05)
 GUEST_KILLS, DAEMON_KILLS = 24, 4
 DIRECT = """\
-Our own front-end instead of a guest: 4 KiB at random places of an image of 256 MiB in memory, {0} at a time.
-The front-end asks for interrupts and sleeps when there is nothing to collect, as Linux's driver does, and has
-one of two cores; the disk has the other one (our worker is one thread, {1} uses a pool of them).
+Our own front-end instead of a guest: 4 KiB at random places of an image of 256 MiB in memory, {0} at a
+time. The front-end asks for interrupts and sleeps when there is nothing to collect, as Linux's driver does,
+and has one of two cores; the disk has the other one (our worker is one thread, {1} uses a pool of them).
 The time of a request is that of {2:,} requests divided by their number."""
 TAIL = """\
-Requests one after the other, by the same front-end, each timed alone; a sample is the 99th percentile of {0}."""
+Requests one after the other, by the same front-end, each timed alone; a sample is the 99th percentile of
+{0} of them."""
 FIO = """\
 fio in a Linux guest in QEMU, without KVM: libaio, O_DIRECT, {0:g} s at a time. The guest has three disks,
-each on an image of 256 MiB in memory: ours and {1}'s over vhost-user, and QEMU's own
-(`virtio-blk-pci`, cache=writeback, aio=threads); they take turns in the same guest. The time of a request
-is the whole time divided by the number of requests. The emulated processor and the machine's two cores are a
-part of it: QEMU's threads and the disk's share them."""
+each on an image of 256 MiB in memory: ours and {1}'s over vhost-user, and QEMU's own (`virtio-blk-pci`,
+cache=writeback, aio=threads); they take turns in the same guest. The time of a request is the whole time
+divided by the number of requests. The emulated processor and the machine's two cores are a part of it:
+QEMU's threads and the disk's share them."""
 GUEST_TAIL = "As fio has it (clat), in the same runs; a sample is the 99th percentile of a run."
 GUEST_KILL = """\
-From SIGKILL for the process that serves a guest's disk until used.idx moves again in the guest's memory, which
-is shared and looked at every 0.1 ms; QEMU says where it is. fio in the guest keeps 32 random reads of 4 KiB
-under way all the while, and has to end without an error. tubevisor with two spares, and no delay between
-restarts; {0} is started again as soon as it is dead, and QEMU's `reconnect=1` looks for it
-every second, its shortest. The other way round, with QEMU as the server (`server=on`), it cannot be had: {0} only listens."""
+From SIGKILL for the process that serves a guest's disk until used.idx moves again in the guest's memory,
+which is shared and looked at every 0.1 ms; QEMU says where it is. fio in the guest keeps 32 random reads of
+4 KiB under way all the while, and has to end without an error. tubevisor with two spares, and no delay
+between restarts; {0} is started again as soon as it is dead, and QEMU's `reconnect=1` looks for it every
+second, its shortest. The other way round, with QEMU as the server (`server=on`), it cannot be had: {0} only
+listens."""
 IDLE = """\
-{0} disks, each attached by our front-end to a ring of its own, and then left alone for {1:g} s: the run time
-of every thread (schedstat) of supervisor, zygote, workers and spares, and of one {2}
-with as many exports."""
+{0} disks, each attached by our front-end to a ring of its own, and then left alone for {1:g} s: the run
+time of every thread (schedstat) of supervisor, zygote, workers and spares, and of one {2} with as many
+exports."""
 
 
 def tables(plan: Plan, peers: Peers) -> Iterator[Table]:

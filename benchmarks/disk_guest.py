@@ -1,4 +1,4 @@
-"""A Linux guest in QEMU with three disks: ours, qemu-storage-daemon's, and QEMU's own; measured with fio in it.
+"""A Linux guest in QEMU with three disks, ours, qemu-storage-daemon's and QEMU's own; fio in it.
 
 All three are there at once, on images of their own in memory, so that they are measured in turns in the same
 guest. The guest's processor is emulated (TCG), which costs all of them alike and makes each of the guest's
@@ -178,7 +178,7 @@ class Guest:
         return said.decode(errors="replace"), int(done[1])
 
     def hear(self, seconds: float) -> None:
-        """Waits for something to happen in guest or supervisor, up to ``seconds``; takes what the guest says."""
+        """Waits for something in guest or supervisor, up to ``seconds``; takes what the guest says."""
         assert self._process.stdout is not None
         fds = [self._process.stdout.fileno(), self._fileno()]
         if fds[0] in select.select(fds, [], [], seconds)[0]:

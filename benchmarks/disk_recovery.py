@@ -1,7 +1,7 @@
 """Kill → first completed request of a disk, as seen from the guest's memory: used.idx moves again.
 
-Here there is no guest but our own front-end (``disk_ring``) on a keeper and its supervised worker, with little
-guest memory and with much: a process whose memory is gigabytes takes its time to die.
+Here there is no guest but our own front-end (``disk_ring``) on a keeper and its supervised worker, with
+little guest memory and with much: a process whose memory is gigabytes takes its time to die.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ ROUNDS = 4  # at most: to touch gigabytes takes seconds
 PAUSE_S = (0.02, 0.05)  # between two kills: spares are filled up again
 OUTAGE_S = 30.0  # longer is not waited for
 HOW = """\
-From SIGKILL for the process that serves a disk until used.idx, in the guest's memory, moves for the first time
-after that process's death, with 32 random reads of 4 KiB under way all the while, and 20 to 50 ms of such
-reading before the next kill. The guest is our own front-end, in the supervisor's process; the connection
-outlives the kill. Two spares, no delay between restarts. With so many GiB the disk has been made to write to
-every page of the guest before each kill: the kernel then takes long to take the dead process apart, and only
-then is its death known. qemu-storage-daemon cannot outlive itself: it is started again as soon as it is dead, our
-front-end connects as soon as it listens and gives it the ring afresh. The bare fork loop is that of kill →
-answer, and has no disk."""
+From SIGKILL for the process that serves a disk until used.idx, in the guest's memory, moves for the first
+time after that process's death, with 32 random reads of 4 KiB under way all the while, and 20 to 50 ms of
+such reading before the next kill. The guest is our own front-end, in the supervisor's process; the
+connection outlives the kill. Two spares, no delay between restarts. With so many GiB the disk has been made
+to write to every page of the guest before each kill: the kernel then takes long to take the dead process
+apart, and only then is its death known. qemu-storage-daemon cannot outlive itself: it is started again as
+soon as it is dead, our front-end connects as soon as it listens and gives it the ring afresh. The bare fork
+loop is that of kill → answer, and has no disk."""
 
 
 class Served:

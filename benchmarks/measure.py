@@ -13,7 +13,7 @@ import random
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -29,7 +29,9 @@ __all__ = [
     "Subject",
     "Summary",
     "Table",
+    "group_of",
     "measure",
+    "merged",
     "read_result",
     "write_result",
 ]
@@ -149,6 +151,7 @@ class Table:
     rounds: int
     load: tuple[float, float]
     rows: list[Row]
+    run: str = ""  # which one, where it is not that of the whole file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +229,26 @@ def write_result(result: Result, path: Path) -> None:
 
 def _on_one_line(numbers: re.Match[str]) -> str:
     return f"[{' '.join(numbers[1].split())}]"
+
+
+def merged(whole: Result, part: Result) -> Result:
+    """``whole`` with the groups of ``part`` in the place of its own; their tables say of which run they are."""
+    run = f"{part.taken}, in {part.seconds} s, seed {part.seed}, commit {part.commit or 'unknown'}"
+    groups = {group_of(table) for table in part.tables}
+    kept = [table for table in whole.tables if group_of(table) not in groups]
+    versions = {**whole.versions, **part.versions}
+    missing = {name: why for name, why in whole.missing.items() if name not in versions}
+    return replace(
+        whole,
+        versions=versions,
+        missing={**missing, **part.missing},
+        tables=[*kept, *(replace(table, run=run) for table in part.tables)],
+    )
+
+
+def group_of(table: Table) -> str:
+    """The group that a table belongs to: the first word of its key."""
+    return table.subject.key.split(".")[0]
 
 
 def read_result(path: Path) -> Result:
