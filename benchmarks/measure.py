@@ -232,7 +232,7 @@ def _on_one_line(numbers: re.Match[str]) -> str:
 
 
 def merged(whole: Result, part: Result) -> Result:
-    """``whole`` with the groups of ``part`` in the place of its own; their tables say of which run they are."""
+    """``whole`` with the groups of ``part`` in place of its own; their tables say of which run they are."""
     run = f"{part.taken}, in {part.seconds} s, seed {part.seed}, commit {part.commit or 'unknown'}"
     groups = {group_of(table) for table in part.tables}
     kept = [table for table in whole.tables if group_of(table) not in groups]
