@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.disk_tools import FIO, initramfs
 from benchmarks.peers import die_with_parent
 
-__all__ = ["PATTERNS", "Guest", "Outcome", "Pattern", "why_not"]
+__all__ = ["PATTERNS", "Guest", "Outcome", "Pattern", "outcome", "why_not"]
 
 GUESTS = Path(__file__).parent.parent / ".cache" / "guests"
 QEMU = "qemu-system-x86_64"
@@ -142,7 +142,7 @@ class Guest:
         ]
         said = self.run(f"{_fio(disk, seconds)} --output-format=json {' '.join(jobs)}", COMMAND_S)
         result = json.loads(said[said.index("\n{") : said.rindex("}") + 1])
-        return {job["jobname"]: _outcome(job) for job in result["jobs"]}
+        return {job["jobname"]: outcome(job) for job in result["jobs"]}
 
     def work(self, disk: int, seconds: float) -> None:
         """Random reads at depth 32 from now on; :meth:`finish` waits for the end. Raises if any fails."""
@@ -233,7 +233,8 @@ def _fio(disk: int, seconds: float) -> str:
     )
 
 
-def _outcome(job: dict[str, Any]) -> Outcome:
+def outcome(job: dict[str, Any]) -> Outcome:
+    """A job of fio's JSON."""
     assert job["error"] == 0, job["error"]
     one = max((job["read"], job["write"]), key=lambda side: side["total_ios"])
     return Outcome(round(1e9 / one["iops"]), one["clat_ns"]["percentile"]["99.000000"])
