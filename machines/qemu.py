@@ -144,10 +144,11 @@ def _rng(name: str, _facts: VhostUserFacts) -> list[str]:
     return ["-device", f"vhost-user-rng-pci,chardev={name}"]
 
 
-def _net(name: str, _facts: VhostUserFacts) -> list[str]:
+def _net(name: str, facts: VhostUserFacts) -> list[str]:
     netdev = f"vhost-user,id=net-{name},chardev={name}"
+    mac = f",mac={facts.config[:6].hex(':')}" if facts.config else ""  # or QEMU thinks one up
     # Without MSI-X: QEMU 7.2 ends by a signal where such a card starts with it and there is no KVM.
-    return ["-netdev", netdev, "-device", f"virtio-net-pci,netdev=net-{name},vectors=0"]
+    return ["-netdev", netdev, "-device", f"virtio-net-pci,netdev=net-{name}{mac},romfile=,vectors=0"]
 
 
 _DEVICES: dict[int, Callable[[str, VhostUserFacts], list[str]]] = {1: _net, 2: _blk, 4: _rng}

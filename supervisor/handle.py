@@ -34,11 +34,15 @@ IrqSink = Callable[[int, bool], None]
 
 @dataclass(frozen=True, slots=True)
 class VhostUserFacts:
-    """What a VMM has to know of a device: its socket's path, virtio's number of its kind, its queues."""
+    """What a VMM has to know of a device: its socket's path, virtio's number of its kind, its queues.
+
+    ``config`` is its configuration space, for VMMs that keep one of their own.
+    """
 
     socket: str
     device_id: int
     queues: int
+    config: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,14 @@ class Keepers:
 
             served = _Served(self._reactor, seat, self._attach, self._kill)
             path = self._path(seat.name, seat.config.vhost_user.socket)
-            keeper = Keeper(path, self._reactor, served, time.monotonic_ns, poison=seat.config.poison)
+            keeper = Keeper(
+                path,
+                self._reactor,
+                served,
+                time.monotonic_ns,
+                poison=seat.config.poison,
+                dials=seat.config.vhost_user.connect,
+            )
             self._keepers[seat.name] = keeper
         keeper.worker_ready()
 
@@ -81,7 +88,8 @@ class Keepers:
         """What a VMM has to know of a device; ``None`` where there is no socket (yet)."""
         if seat.name not in self._keepers or seat.offer is None:
             return None
-        return VhostUserFacts(self._paths[seat.name], seat.offer.device_id, seat.offer.queues)
+        offer = seat.offer
+        return VhostUserFacts(self._paths[seat.name], offer.device_id, offer.queues, offer.config)
 
     def forget(self, name: str) -> None:
         """The device was removed: its VMM is hung up on."""

@@ -12,58 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import logging
 import os
 import random
 import re
-import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from qemu.qmp.qmp_client import ExecInterruptedError
 
 from machines.qemu import Qemu
-from machines.uml import Uml
 from machines.vmm import Verdict, Vmm
 from supervisor.chaos import ChaosRule, Monkey
 from supervisor.config import parse_config
 from supervisor.events import DeviceDied, DeviceFailed, GaveUp
 from supervisor.host import Supervisor
 from tests.chaos import census
+from tests.vhost_user.guests import DEADLINE_S, VMMS, Scenario, boot, qemu, transcript
 from tests.vhost_user.mortal import Mortal
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
 
-GUESTS = Path(__file__).parents[2] / ".cache" / "guests"
 MIB = 16
-DEADLINE_S = 240.0
-Scenario = Callable[[Qemu], Awaitable[None]]
-
-
-def _qemu(sup: Supervisor, append: str, **options: object) -> Qemu:
-    if shutil.which("qemu-system-x86_64") is None:
-        pytest.skip("no qemu-system-x86_64: install qemu-system-x86")
-    kernel, initrd = _needed("vmlinuz", "initramfs-qemu.gz")
-    words = {"kernel": kernel, "initrd": initrd, "append": append, "verdict": "disk0", "reboot": False}
-    return Qemu(sup, stdin=io.StringIO(), stdout=io.StringIO(), **words | options)
-
-
-def _uml(sup: Supervisor, append: str) -> Uml:
-    kernel, initrd = _needed("linux.uml", "initramfs-uml.gz")
-    words = {"kernel": kernel, "initrd": initrd, "append": append, "verdict": "disk0", "memory": "128M"}
-    return Uml(sup, stdin=io.StringIO(), stdout=io.StringIO(), **words)
-
-
-VMMS: dict[str, Callable[[Supervisor, str], Vmm]] = {"qemu": _qemu, "uml": _uml}
-
-
-def _needed(*names: str) -> list[str]:
-    missing = [name for name in names if not (GUESTS / name).exists()]
-    if missing:
-        pytest.skip(f"no {', '.join(missing)}: run make guests")
-    return [str(GUESTS / name) for name in names]
 
 
 @contextlib.contextmanager
@@ -94,33 +64,11 @@ devices:
 
 def _boot(machine: Vmm, *scenario: Scenario) -> Verdict:
     """Runs the guest to its verdict, with what is done to it meanwhile."""
-
-    async def run() -> None:
-        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
-            guest = group.create_task(machine.serve())
-            done = [group.create_task(_endless(one, machine)) for one in scenario]
-            await guest
-            for task in done:
-                task.cancel()
-
-    async def _endless(one: Scenario, vmm: Vmm) -> None:
-        assert isinstance(vmm, Qemu)
-        with contextlib.suppress(ExecInterruptedError):  # the guest has ended: its verdict counts
-            await one(vmm)
-
-    with contextlib.redirect_stderr(io.StringIO()):
-        asyncio.run(run())
-    transcript = _transcript(machine)
-    assert machine.verdict is not None, transcript[-3000:]
+    text = boot(machine, *scenario)
+    assert machine.verdict is not None, text[-3000:]
     print(machine.verdict)
-    assert machine.verdict.good, transcript[-3000:]
+    assert machine.verdict.good, text[-3000:]
     return machine.verdict
-
-
-def _transcript(machine: Vmm) -> str:
-    output = machine._stdout
-    assert isinstance(output, io.StringIO)
-    return output.getvalue()
 
 
 def _under_chaos(sup: Supervisor, machine: Vmm, rule: ChaosRule, *scenario: Scenario) -> int:
@@ -149,7 +97,7 @@ def test_given_disk_killed_every_50_ms_the_guest_notices_nothing(
 ) -> None:
     """The sentence above, for a disk under load."""
     with _board(tmp_path) as sup:
-        machine = VMMS[vmm](sup, f"tv.rounds=5 tv.mib={MIB}")
+        machine = VMMS[vmm](sup, f"tv.rounds=5 tv.mib={MIB}", verdict="disk0")
         kills = _under_chaos(sup, machine, ChaosRule(kill="disk0", every_ns=50_000_000, jitter=0.5))
     assert kills >= 200
     assert connections() == 1
@@ -160,9 +108,9 @@ def test_given_all_devices_killed_while_the_guest_reboots_it_notices_nothing(
 ) -> None:
     """Three boots of one QEMU, under kill=*: deaths inside the BIOS, before DRIVER_OK, and in the kernel."""
     with _board(tmp_path, rng=True) as sup:
-        machine = _qemu(sup, f"tv.rounds=1 tv.mib={MIB} tv.boots=3", reboot=True)
+        machine = qemu(sup, f"tv.rounds=1 tv.mib={MIB} tv.boots=3", reboot=True, verdict="disk0")
         kills = _under_chaos(sup, machine, ChaosRule(kill="*", every_ns=30_000_000, jitter=0.5))
-    assert "boot 3 of 3" in _transcript(machine)
+    assert "boot 3 of 3" in transcript(machine)
     assert kills >= 200
     assert connections() == 2  # one for each device
 
@@ -184,7 +132,7 @@ def test_given_stop_and_cont_over_qmp_the_guest_notices_no_death(tmp_path: Path)
             stops += 1
 
     with _board(tmp_path, rng=True) as sup:
-        machine = _qemu(sup, f"tv.rounds=3 tv.mib={MIB}")
+        machine = qemu(sup, f"tv.rounds=3 tv.mib={MIB}", verdict="disk0")
         rule = ChaosRule(kill="*", every_ns=100_000_000, jitter=0.5)
         kills = _under_chaos(sup, machine, rule, stop_and_go)
     print(f"stops={stops} kills={kills}")
@@ -197,7 +145,7 @@ def test_given_memory_plugged_in_while_the_disk_works_the_guest_notices_no_death
 
     async def plug(qemu: Qemu) -> None:
         nonlocal plugged
-        while "guest: ready" not in _transcript(qemu):
+        while "guest: ready" not in transcript(qemu):
             await asyncio.sleep(0.05)
         for number in range(6):
             size = {"size": 128 << 20, "share": True}
@@ -209,8 +157,8 @@ def test_given_memory_plugged_in_while_the_disk_works_the_guest_notices_no_death
             await asyncio.sleep(0.3)
 
     with _board(tmp_path, rng=True) as sup:
-        machine = _qemu(
-            sup, f"tv.rounds=4 tv.mib={MIB} memhp_default_state=online", max_memory="2G", memory="256M"
+        machine = qemu(
+            sup, f"tv.rounds=4 tv.mib={MIB} memhp_default_state=online", max_memory="2G", verdict="disk0"
         )
         kills = _under_chaos(sup, machine, ChaosRule(kill="*", every_ns=30_000_000, jitter=0.5), plug)
     print(f"plugged={plugged} kills={kills}")
@@ -220,7 +168,7 @@ def test_given_memory_plugged_in_while_the_disk_works_the_guest_notices_no_death
 def test_given_two_queues_and_two_processors_the_guest_notices_no_death(tmp_path: Path) -> None:
     """A disk with a queue for each processor."""
     with _board(tmp_path, options=", queues: 2") as sup:
-        machine = _qemu(sup, f"tv.rounds=3 tv.mib={MIB}", cpus=2)
+        machine = qemu(sup, f"tv.rounds=3 tv.mib={MIB}", cpus=2, verdict="disk0")
         rule = ChaosRule(kill="disk0", every_ns=30_000_000, jitter=0.5)
         assert _under_chaos(sup, machine, rule) > 50
 
@@ -234,7 +182,7 @@ def test_given_deaths_between_any_two_stores_the_guest_notices_nothing(
     mortal = f"{Mortal.__module__}:Mortal"
     options = f", shuffled: {shuffled}"
     with _board(tmp_path, device=mortal, options=options, charged=True) as sup:
-        verdict = _boot(VMMS[vmm](sup, f"tv.rounds=2 tv.mib={MIB}"))
+        verdict = _boot(VMMS[vmm](sup, f"tv.rounds=2 tv.mib={MIB}", verdict="disk0"))
     assert verdict.kills >= 100
 
 
@@ -247,15 +195,15 @@ def test_given_the_log_ignored_the_guest_does_notice(vmm: str, tmp_path: Path) -
     async def run(machine: Vmm) -> None:
         guest = asyncio.ensure_future(machine.serve())
         async with asyncio.timeout(DEADLINE_S):
-            while not guest.done() and not noticed.search(_transcript(machine)):
+            while not guest.done() and not noticed.search(transcript(machine)):
                 await asyncio.wait({guest}, timeout=0.05)
         guest.cancel()
         await asyncio.gather(guest, return_exceptions=True)
 
     with _board(tmp_path, device=forgetful, charged=True) as sup:
-        machine = VMMS[vmm](sup, f"tv.rounds=2 tv.mib={MIB}")
+        machine = VMMS[vmm](sup, f"tv.rounds=2 tv.mib={MIB}", verdict="disk0")
         asyncio.run(run(machine))
-        assert noticed.search(_transcript(machine)) or not (machine.verdict and machine.verdict.good)
+        assert noticed.search(transcript(machine)) or not (machine.verdict and machine.verdict.good)
 
 
 @pytest.mark.parametrize("vmm", VMMS)
@@ -263,4 +211,4 @@ def test_given_nobody_dies_the_guest_is_served(vmm: str, tmp_path: Path) -> None
     """The same, undisturbed; another guest on the same socket afterwards is served as well."""
     with _board(tmp_path) as sup:
         for _ in range(2):
-            assert _boot(VMMS[vmm](sup, f"tv.rounds=1 tv.mib={MIB}")).kills == 0
+            assert _boot(VMMS[vmm](sup, f"tv.rounds=1 tv.mib={MIB}", verdict="disk0")).kills == 0

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -23,45 +22,14 @@ from supervisor.chaos import ChaosRule, Monkey
 from supervisor.events import DeviceDied, DeviceFailed, GaveUp
 from supervisor.host import Supervisor
 from tests.chaos import board, census
+from tests.vhost_user.guests import DEADLINE_S, VMMS, boot
 from tests.vhost_user.netns import GUEST, HOST, make_tap, own_network
-from tests.vhost_user.test_guests import GUESTS, MEMORY, QEMU, Guest, _skip_without
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
 
 MIB = 8
 ROUNDS = 1
-DEADLINE_S = 240.0
 MAC = "52:54:00:09:00:02"
-
-
-def _qemu(path: Path, append: str) -> list[str]:
-    if QEMU is None:
-        pytest.skip("no qemu-system-x86_64: install qemu-system-x86")
-    _skip_without(GUESTS / "vmlinuz", GUESTS / "initramfs-qemu.gz")
-    return [
-        QEMU,
-        *("-accel", "tcg", "-m", MEMORY, "-nographic", "-no-reboot", "-nic", "none"),
-        *("-object", f"memory-backend-memfd,id=mem,size={MEMORY},share=on"),
-        *("-machine", "pc,memory-backend=mem"),
-        *("-kernel", str(GUESTS / "vmlinuz"), "-initrd", str(GUESTS / "initramfs-qemu.gz")),
-        *("-append", f"console=ttyS0 quiet panic=-1 {append}"),
-        *("-chardev", f"socket,id=net0,path={path}", "-netdev", "vhost-user,id=cable,chardev=net0"),
-        *("-device", f"virtio-net-pci,netdev=cable,mac={MAC},romfile=,vectors=0"),
-    ]
-
-
-def _uml(path: Path, append: str) -> list[str]:
-    kernel = GUESTS / "linux.uml"
-    _skip_without(kernel, GUESTS / "initramfs-uml.gz")
-    return [
-        str(kernel),
-        *("mem=128M", f"initrd={GUESTS / 'initramfs-uml.gz'}", "con=null", "con0=null,fd:2", "quiet"),
-        *append.split(),
-        f"virtio_uml.device={path}:1",
-    ]
-
-
-VMMS = {"qemu": _qemu, "uml": _uml}
 
 
 class Files:
@@ -120,10 +88,10 @@ def _files() -> Iterator[Files]:
 
 
 @pytest.fixture
-def sup(tmp_path: Path) -> Iterator[Supervisor]:
+def sup() -> Iterator[Supervisor]:
     device = (
         f"name: net0, device: virtio.net, options: {{tap: tap0, mac: '{MAC}'}}, "
-        f'vhost_user: {{socket: "{tmp_path}/net0.sock"}}, backoff: {{max: 0s}}'
+        "vhost_user: {}, backoff: {max: 0s}"
     )
     with census(), own_network():
         make_tap()
@@ -131,20 +99,10 @@ def sup(tmp_path: Path) -> Iterator[Supervisor]:
             yield made
 
 
-def _serve(sup: Supervisor, guest: Guest, until: float) -> str:
-    try:
-        while guest.process.poll() is None:
-            sup.dispatch(0.1)
-            assert time.monotonic() < until, guest.text[-2000:]
-        return guest.text
-    finally:
-        guest.end()
-
-
 @pytest.mark.parametrize("disturbed", [False, True], ids=["quiet", "killed"])
 @pytest.mark.parametrize("vmm", VMMS)
 def test_given_guest_on_a_tap_files_arrive_whole_through_deaths(
-    vmm: str, disturbed: bool, sup: Supervisor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    vmm: str, disturbed: bool, sup: Supervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Some MiB each way, with kills every 50 ms: TCP sees a lossy network, the VMM sees nothing."""
     caplog.set_level(logging.INFO, "tubevisor")
@@ -154,11 +112,10 @@ def test_given_guest_on_a_tap_files_arrive_whole_through_deaths(
     with _files() as files:
         addresses = f"tv.ip={GUEST} tv.host={HOST} tv.down={files.down} tv.up={files.up}"
         append = f"tv.what=net tv.rounds={ROUNDS} {addresses}"
-        command = VMMS[vmm](tmp_path / "net0.sock", append)
         rule = ChaosRule(kill="net0", every_ns=50_000_000, jitter=0.5, seed=seed)
         monkey = Monkey(sup, [rule] if disturbed else [])
         monkey.start()
-        text = _serve(sup, Guest(command, tmp_path), begun + DEADLINE_S)
+        text = boot(VMMS[vmm](sup, append))
         monkey.stop()
         wanted = hashlib.sha256(files.data).hexdigest()
         assert not files.errors
