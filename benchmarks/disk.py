@@ -36,7 +36,9 @@ DISK_BYTES = 256 * MIB
 RING_BYTES = MIB  # of the memory of a guest that is none
 BLOCK = 4096
 PAUSE_S = (0.02, 0.05)
-GUEST_KILLS, DAEMON_KILLS = 24, 4
+GUEST_KILLS, DAEMON_KILLS = 48, 6  # of ours, of who is away for a second
+GUEST_WORK_S = 15.0
+GUEST_OUTAGE_S = 10.0  # longer is not waited for
 DIRECT = """\
 Our own front-end instead of a guest: 4 KiB at random places of an image of 256 MiB in memory, {0} at a
 time. The front-end asks for interrupts and sleeps when there is nothing to collect, as Linux's driver does,
@@ -255,32 +257,41 @@ def _speed(plan: Plan, guest: Guest) -> Iterator[Table]:
 
 
 def _guest_kills(plan: Plan, guest: Guest, ours: Killed, theirs: Callable[[], int]) -> Table:
-    """Each has its own load; few kills of who is away for a second."""
-    chooser = plan.chooser
-
-    def take(disk: int, kills: int, kill: Callable[[], int], seconds: float) -> list[int]:
-        guest.work(disk, seconds)
-        guest.rest(2.0)  # until fio is at work
-        took_ns = []
-        for _ in range(kills):
-            guest.rest(chooser.uniform(*PAUSE_S))
-            took_ns.append(kill())
-        guest.finish(seconds + 30)
-        return took_ns
-
-    away = partial(ours.kill, lambda: guest.hear(0.0001))
+    """Each has its own load, ours first: the other's may never end. Few kills of who is away for a second."""
+    floor = f"{THEIRS}, reconnect=1"
     subject = Subject(
         key="disk.guest.kill",
         title="kill → first completed request of a guest's disk",
         ours=(OURS,),
-        floor=f"{THEIRS}, reconnect=1",
-        how=GUEST_KILL.format(DAEMON),
+        floor=floor,
+        how=GUEST_KILL.format(DAEMON, GUEST_OUTAGE_S),
     )
-    contenders = [
-        Contender(OURS, lambda: take(0, GUEST_KILLS, away, 6.0)),
-        Contender(subject.floor, lambda: take(1, DAEMON_KILLS, theirs, 12.0)),
+    plan.say(f"{subject.title}: {OURS}; {floor}")
+    load = os.getloadavg()[0]
+    away = partial(ours.kill, lambda: guest.hear(0.0001))
+    rows = [
+        _guest_row(plan, guest, OURS, 0, [away] * GUEST_KILLS),
+        _guest_row(plan, guest, floor, 1, [theirs] * DAEMON_KILLS),
     ]
-    return measure(subject, contenders, 2, plan)
+    loads = (round(load, 2), round(os.getloadavg()[0], 2))
+    return Table(subject=subject, rounds=1, load=loads, rows=rows)
+
+
+def _guest_row(plan: Plan, guest: Guest, name: str, disk: int, kills: Sequence[Callable[[], int]]) -> Row:
+    """A row of kills; ends early, and says so, where the disk does not come back."""
+    guest.work(disk, GUEST_WORK_S)
+    guest.rest(2.0)  # until fio is at work
+    samples, note = [], "the guest has seen no error"
+    for kill in kills:
+        guest.rest(plan.chooser.uniform(*PAUSE_S))
+        try:
+            samples.append(kill())
+        except TimeoutError:
+            samples.append(round(1e9 * GUEST_OUTAGE_S))
+            note = f"after the last kill it did not come back in {GUEST_OUTAGE_S:g} s, and the guest hung"
+            return Row(name, samples, note)
+    guest.finish(GUEST_WORK_S + 30)
+    return Row(name, samples, note)
 
 
 def _kill_theirs(
@@ -293,11 +304,11 @@ def _kill_theirs(
 
     def start_again() -> subprocess.Popen[bytes]:
         before.append(used_idx())
-        return start()
+        process[0] = start()
+        return process[0]
 
     def go_on() -> bool:
         guest.hear(0.0001)
         return used_idx() != before[0]
 
-    took_ns, process[0] = kill_daemon(process[0], start_again, go_on)
-    return took_ns
+    return kill_daemon(process[0], start_again, go_on, patience_s=GUEST_OUTAGE_S)[0]

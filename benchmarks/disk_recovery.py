@@ -106,7 +106,11 @@ def recovery_table(plan: Plan, forks: others.Family, *, with_daemon: bool) -> Ta
 
 
 def kill_daemon(
-    process: subprocess.Popen[bytes], start: Callable[[], subprocess.Popen[bytes]], go_on: Callable[[], bool]
+    process: subprocess.Popen[bytes],
+    start: Callable[[], subprocess.Popen[bytes]],
+    go_on: Callable[[], bool],
+    *,
+    patience_s: float = OUTAGE_S,
 ) -> tuple[int, subprocess.Popen[bytes]]:
     """ns from the kill until ``go_on`` is true, and the process that ``start`` has made when it was dead."""
     pidfd = os.pidfd_open(process.pid)
@@ -117,8 +121,8 @@ def kill_daemon(
     process.wait()
     after = start()
     while not go_on():
-        if time.monotonic_ns() - began_ns > 1e9 * OUTAGE_S:
-            raise TimeoutError(f"no request was completed in {OUTAGE_S:g} s")
+        if time.monotonic_ns() - began_ns > 1e9 * patience_s:
+            raise TimeoutError(f"no request was completed in {patience_s:g} s")
     return time.monotonic_ns() - began_ns, after
 
 
