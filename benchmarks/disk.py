@@ -41,9 +41,9 @@ GUEST_WORK_S = 15.0
 GUEST_OUTAGE_S = 10.0  # longer is not waited for
 DIRECT = """\
 Our own front-end instead of a guest: 4 KiB at random places of an image of 256 MiB in memory, {0} at a
-time. The front-end asks for interrupts and sleeps when there is nothing to collect, as Linux's driver does,
-and has one of two cores; the disk has the other one (our worker is one thread, {1} uses a pool of them).
-The time of a request is that of {2:,} requests divided by their number."""
+time. The front-end asks for interrupts and sleeps when there is nothing to collect, as Linux's driver does.
+It is one thread and so is our worker, {1} has a pool of them; nobody is pinned to a core. The time of a
+request is that of {2:,} requests divided by their number."""
 TAIL = """\
 Requests one after the other, by the same front-end, each timed alone; a sample is the 99th percentile of
 {0} of them."""
@@ -60,7 +60,7 @@ which is shared and looked at every 0.1 ms; QEMU says where it is. fio in the gu
 4 KiB under way all the while, and has to end without an error. tubevisor with two spares, and no delay
 between restarts; {0} is started again as soon as it is dead, and QEMU's `reconnect=1` looks for it every
 second, its shortest. The other way round, with QEMU as the server (`server=on`), it cannot be had: {0} only
-listens."""
+listens. A disk that is not back in {1:g} s counts as that, and is killed no more."""
 IDLE = """\
 {0} disks, each attached by our front-end to a ring of its own, and then left alone for {1:g} s: the run
 time of every thread (schedstat) of supervisor, zygote, workers and spares, and of one {2} with as many
