@@ -22,7 +22,7 @@ from benchmarks import disk_guest
 from benchmarks import peers as others
 from benchmarks.disk_board import DAEMON, Served, board, daemon, start_daemon, supervised
 from benchmarks.disk_guest import PATTERNS, Guest, Outcome, Pattern
-from benchmarks.disk_recovery import SPARES, kill_daemon, recovery_table
+from benchmarks.disk_recovery import SPARES, kill_daemon, recovery_table, with_worst
 from benchmarks.disk_recovery import Served as Killed
 from benchmarks.disk_ring import IN, MIB, OUT, Ring, attach, memory_file
 from benchmarks.idle import run_ns
@@ -274,7 +274,7 @@ def _guest_kills(plan: Plan, guest: Guest, ours: Killed, theirs: Callable[[], in
         _guest_row(plan, guest, floor, 1, [theirs] * DAEMON_KILLS),
     ]
     loads = (round(load, 2), round(os.getloadavg()[0], 2))
-    return Table(subject=subject, rounds=1, load=loads, rows=rows)
+    return with_worst(Table(subject=subject, rounds=1, load=loads, rows=rows))
 
 
 def _guest_row(plan: Plan, guest: Guest, name: str, disk: int, kills: Sequence[Callable[[], int]]) -> Row:

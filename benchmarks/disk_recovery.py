@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import peers as others
@@ -25,7 +26,7 @@ from benchmarks.peers import wait_readable
 from benchmarks.restart import FLOOR
 from supervisor import Supervisor
 
-__all__ = ["SPARES", "Served", "kill_daemon", "recovery_table"]
+__all__ = ["SPARES", "Served", "kill_daemon", "recovery_table", "with_worst"]
 
 SPARES = 2
 DEPTH, BLOCK = 32, 4096
@@ -102,7 +103,16 @@ def recovery_table(plan: Plan, forks: others.Family, *, with_daemon: bool) -> Ta
             stack.callback(peer.close)
             name = "qemu-storage-daemon, started again"
             contenders.append(Contender(name, lambda: [peer.kill() for _ in range(2)]))
-        return measure(subject, contenders, min(ROUNDS, effort.rounds), plan)
+        return with_worst(measure(subject, contenders, min(ROUNDS, effort.rounds), plan))
+
+
+def with_worst(table: Table) -> Table:
+    """Says in each row's note what its longest took: of who is away, the worst counts as well."""
+    rows = [
+        replace(row, note="; ".join(filter(None, (f"worst {max(row.samples) / 1e6:.1f} ms", row.note))))
+        for row in table.rows
+    ]
+    return replace(table, rows=rows)
 
 
 def kill_daemon(
