@@ -32,6 +32,7 @@ docs: $(STAMP)
 # What it costs, beside what else there is: some minutes, into docs/benchmarks.json and the page of it.
 bench: $(STAMP)
 	@$(MAKE) --no-print-directory firmware || echo "no micro:bit firmware: measuring the built-in demo guest"
+	@PYTHON=$(BIN)/python sh benchmarks/fio.sh || echo "no fio: disks are not measured in a guest"
 	$(BIN)/python -m benchmarks
 
 # Debian's MicroPython for the BBC micro:bit, unpacked into .cache/firmware; needs no root.

@@ -1,7 +1,8 @@
 """Measures, prints the ratios, and writes a file with every sample and a page that is made of it.
 
 A whole run writes ``docs/benchmarks.json`` and ``docs/benchmarks.md`` unless ``--json`` names another place;
-a part of one writes only where ``--json`` says. The page is beside the file.
+a part of one writes only where ``--json`` says, or, with ``--merge``, into what is there.
+The page is beside the file.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import idle, machine, requests, restart, session, tube
-from benchmarks.measure import FULL, QUICK, Plan, Result, Table, read_result, write_result
+from benchmarks import disk, idle, machine, requests, restart, session, tube
+from benchmarks.measure import FULL, QUICK, Plan, Result, Table, merged, read_result, write_result
 from benchmarks.peers import NO_PEERS, Peers, install
 from benchmarks.report import page, ratios
 
@@ -31,6 +32,7 @@ GROUPS: dict[str, Callable[[Plan, Peers], Iterator[Table]]] = {
     "requests": requests.tables,
     "session": session.tables,
     "idle": idle.tables,
+    "disk": disk.tables,
 }
 
 
@@ -42,11 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path.with_suffix(".md").write_text(page(read_result(path)))
         return
     groups = asked.only.split(",") if asked.only else list(GROUPS)
-    path = asked.json or (FILE if groups == list(GROUPS) and not asked.quick else None)
+    whole = groups == list(GROUPS) and not asked.quick
+    path = asked.json or (FILE if whole or asked.merge else None)
     result = _measure(groups, asked)
     print(ratios(result), flush=True)
     for name, why in result.missing.items():
         print(f"not measured: {name}: {why}")
+    if asked.merge and path is not None:
+        result = merged(read_result(path), result)
     if path is not None:
         write_result(result, path)
         path.with_suffix(".md").write_text(page(result))
@@ -71,7 +76,7 @@ def _measure(groups: Sequence[str], asked: argparse.Namespace) -> Result:
         load=(round(load[0], 2), round(load[1], 2), round(load[2], 2)),
         machine=machine.facts(),
         versions={**machine.versions(), **_called(peers.versions)},
-        missing=_called(peers.missing),
+        missing={**_called(peers.missing), **plan.missing},
         tables=tables,
     )
 
@@ -109,6 +114,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--quick", action="store_true", help="hardly any samples: shows that it works, no more"
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="where the samples go, and the page")
+    parser.add_argument("--merge", action="store_true", help="into the file, for what it has of these")
     parser.add_argument("--no-peers", action="store_true", help="without supervisord, circus and pyzmq")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument(

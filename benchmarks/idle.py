@@ -18,7 +18,7 @@ from benchmarks import peers as others
 from benchmarks.measure import Contender, Plan, Subject, Table, measure
 from benchmarks.peers import Family, Peers, wait_readable
 
-__all__ = ["tables"]
+__all__ = ["run_ns", "tables"]
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 60.0
@@ -113,9 +113,9 @@ def _cpu_table(plan: Plan, watched: Watched) -> Table:
 
     def take(name: str) -> list[int]:
         if not seen:
-            before = {name: _run_ns(pids) for name, pids in watched.items()}
+            before = {name: run_ns(pids) for name, pids in watched.items()}
             time.sleep(effort.window_s)
-            seen.update({name: [_run_ns(pids) - before[name]] for name, pids in watched.items()})
+            seen.update({name: [run_ns(pids) - before[name]] for name, pids in watched.items()})
         return seen.pop(name)
 
     subject = Subject(
@@ -149,7 +149,7 @@ def _memory_table(plan: Plan, ours: Mapping[str, list[int]], forks: Family, spaw
     return measure(subject, contenders, 1, plan)
 
 
-def _run_ns(pids: Sequence[int]) -> int:
+def run_ns(pids: Sequence[int]) -> int:
     """ns that all threads of these processes have run."""
     return sum(
         int((task / "schedstat").read_text().split()[0])

@@ -13,7 +13,7 @@ import random
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -29,7 +29,9 @@ __all__ = [
     "Subject",
     "Summary",
     "Table",
+    "group_of",
     "measure",
+    "merged",
     "read_result",
     "write_result",
 ]
@@ -53,6 +55,11 @@ class Effort:
     windows: int
     window_s: float  # of idling
     idle_devices: int
+    disk_memory_mib: tuple[int, ...]  # of guests whose memory is in use, while their disk is killed
+    disk_requests: int  # a turn
+    disks: int  # idle
+    guest_rounds: int  # 0: without a guest
+    guest_s: float  # of each way to read or write, in a guest
 
 
 FULL = Effort(
@@ -66,6 +73,11 @@ FULL = Effort(
     windows=3,
     window_s=10.0,
     idle_devices=50,
+    disk_memory_mib=(1024, 4096),
+    disk_requests=30_000,
+    disks=20,
+    guest_rounds=3,
+    guest_s=1.0,
 )
 QUICK = Effort(
     devices=(1, 3),
@@ -78,6 +90,11 @@ QUICK = Effort(
     windows=1,
     window_s=0.05,
     idle_devices=3,
+    disk_memory_mib=(64,),
+    disk_requests=300,
+    disks=2,
+    guest_rounds=0,
+    guest_s=0.1,
 )
 
 
@@ -88,6 +105,12 @@ class Plan:
     effort: Effort
     chooser: random.Random
     say: Callable[[str], None] = print
+    missing: dict[str, str] = field(default_factory=dict)  # what cannot be measured here, and why
+
+    def go_without(self, name: str, why: str) -> None:
+        """Says so, and the page will."""
+        self.missing[name] = why
+        self.say(f"WITHOUT {name}: {why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +151,7 @@ class Table:
     rounds: int
     load: tuple[float, float]
     rows: list[Row]
+    run: str = ""  # which one, where it is not that of the whole file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +229,26 @@ def write_result(result: Result, path: Path) -> None:
 
 def _on_one_line(numbers: re.Match[str]) -> str:
     return f"[{' '.join(numbers[1].split())}]"
+
+
+def merged(whole: Result, part: Result) -> Result:
+    """``whole`` with the groups of ``part`` in place of its own; their tables say of which run they are."""
+    run = f"{part.taken}, in {part.seconds} s, seed {part.seed}, commit {part.commit or 'unknown'}"
+    groups = {group_of(table) for table in part.tables}
+    kept = [table for table in whole.tables if group_of(table) not in groups]
+    versions = {**whole.versions, **part.versions}
+    missing = {name: why for name, why in whole.missing.items() if name not in versions}
+    return replace(
+        whole,
+        versions=versions,
+        missing={**missing, **part.missing},
+        tables=[*kept, *(replace(table, run=run) for table in part.tables)],
+    )
+
+
+def group_of(table: Table) -> str:
+    """The group that a table belongs to: the first word of its key."""
+    return table.subject.key.split(".")[0]
 
 
 def read_result(path: Path) -> Result:

@@ -24,11 +24,13 @@ __all__ = [
     "Family",
     "Peers",
     "circus",
+    "die_with_parent",
     "fork_floor",
     "install",
     "running",
     "spawn_floor",
     "supervisord",
+    "wait_for",
     "wait_readable",
 ]
 
@@ -133,7 +135,7 @@ class Family:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         while len(self.pids) < self.count:
             self._hear()
@@ -197,7 +199,17 @@ def wait_readable(fd: int, timeout_s: float) -> bool:
     return bool(poller.poll(1000 * timeout_s))
 
 
-def _die_with_parent() -> None:
+def wait_for(path: str) -> None:
+    """Returns once there is such a file. Raises ``TimeoutError``."""
+    until = time.monotonic() + ANSWER_TIMEOUT_S
+    while not os.path.exists(path):
+        if time.monotonic() > until:
+            raise TimeoutError(f"no {path} in {ANSWER_TIMEOUT_S:g} s")
+        time.sleep(0.001)
+
+
+def die_with_parent() -> None:
+    """For a child, before it becomes another program: it ends with the process that has started it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 

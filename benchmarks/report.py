@@ -15,9 +15,9 @@ DIGITS = 3
 LINE = 110  # characters
 
 INTRODUCTION = """\
-What it costs to run a device in a process of its own, beside what else there is. Everything in one table was
-measured in the same run, in turns and in random order, so the ratios mean more than the figures: those are of
-one machine, on one day. They are measured, not promised."""
+What it costs to run a device in a process of its own, beside what else there is. Everything in one table
+was measured in the same run, in turns and in random order, so the ratios mean more than the figures: those
+are of one machine, on one day. They are measured, not promised."""
 
 RATIOS = """\
 The ratio is that of the medians, tubevisor's to the other's: above 1 the other takes less."""
@@ -32,10 +32,10 @@ RULE = """\
 
 REPEAT = """\
 `make bench` takes all figures again, in some minutes, and writes this page and the file with every sample,
-[benchmarks.json](benchmarks.json). It installs the peers into a virtualenv of their own, and goes on without
-one that cannot be had. `python -m benchmarks --only restart,tube` takes a part and prints it; `--seed`
-repeats the order of kills and turns; `--render` makes the page again from the file. No test depends on a
-time."""
+[benchmarks.json](benchmarks.json). It installs the peers into a virtualenv of their own, and goes on
+without one that cannot be had; disks in a guest need QEMU and `make guests`. `python -m benchmarks --only
+restart,tube` takes a part and prints it, with `--merge` it puts that part into the file; `--seed` repeats
+the order of kills and turns; `--render` makes the page again from the file. No test depends on a time."""
 
 
 def page(result: Result) -> str:
@@ -86,6 +86,8 @@ def _notes(table: Table) -> str:
     notes = [f"- {row.name}: {row.note}." for row in table.rows if row.note]
     rounds = "1 round" if table.rounds == 1 else f"{table.rounds} rounds"
     notes.append(f"- {rounds}; load average {table.load[0]:g} before, {table.load[1]:g} after.")
+    if table.run:
+        notes.append(f"- Measured apart from the others: {table.run}.")
     return "\n".join(notes)
 
 

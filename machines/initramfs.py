@@ -17,8 +17,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Entry", "archive", "guest_entries", "with_dependencies"]
+__all__ = ["Entry", "archive", "guest_entries", "plain_archive", "with_dependencies"]
 
+BLOCK_BYTES = 512
 TOOLS = """
     awk cat cttyhack cmp cut date dd dmesg echo grep head hexdump insmod ls mkdir mknod mount poweroff reboot
     seq setsid sh sha256sum sleep sync tail tr umount uname wc
@@ -49,9 +50,15 @@ def _aligned(data: bytes) -> bytes:
 
 def archive(entries: Iterable[Entry]) -> bytes:
     """The entries as a gzipped cpio archive."""
+    return gzip.compress(plain_archive(entries), compresslevel=6, mtime=0)
+
+
+def plain_archive(entries: Iterable[Entry]) -> bytes:
+    """The same not compressed, in whole blocks: others may stand behind it."""
     packed = [_packed(entry, number) for number, entry in enumerate(entries, start=1)]
     packed.append(_packed(Entry("TRAILER!!!", 0), 0))
-    return gzip.compress(b"".join(packed), compresslevel=6, mtime=0)
+    whole = b"".join(packed)
+    return whole + bytes(-len(whole) % BLOCK_BYTES)
 
 
 def with_dependencies(folder: Path, names: Iterable[str]) -> list[Path]:

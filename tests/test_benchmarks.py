@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from benchmarks import disk_guest
 from benchmarks.__main__ import FILE, GROUPS
 from benchmarks.measure import (
     QUICK,
@@ -28,6 +29,7 @@ from benchmarks.measure import (
     Summary,
     Table,
     measure,
+    merged,
     read_result,
     write_result,
 )
@@ -121,6 +123,42 @@ def test_given_result_written_it_is_read_as_it_was(tmp_path: Path) -> None:
     write_result(_small(), path)
     assert read_result(path) == _small()
     assert "[3000, 1000, 2000]" in path.read_text()
+
+
+def test_given_part_that_was_measured_later_it_replaces_its_group_and_says_so() -> None:
+    """Other groups stay as they were; a table of another run names that run."""
+    whole = _small()
+    old, memory = whole.tables
+    fresh = replace(old, subject=replace(old.subject, key="b.new", title="disk"))
+    part = replace(whole, tables=[fresh], commit="def", versions={"QEMU": "7.2"}, missing={"guest": "no"})
+    made = merged(whole, part)
+    assert made.tables == [old, replace(fresh, run="2026-01-02, in 3 s, seed 4, commit def")]
+    assert memory not in made.tables
+    assert (made.commit, made.versions) == ("abc", {"Python": "3.11", "QEMU": "7.2"})
+    assert made.missing == {"circus": "pip | failed", "guest": "no"}
+    assert "- Measured apart from the others: 2026-01-02, in 3 s, seed 4, commit def." in page(made)
+
+
+def test_given_no_guests_it_is_said_what_gets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step: QEMU, then `make guests`, then fio."""
+    monkeypatch.setattr(disk_guest, "GUESTS", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "is not installed" in disk_guest.why_not()
+    (tmp_path / disk_guest.QEMU).touch(mode=0o755)
+    assert "make guests" in disk_guest.why_not()
+    for name in ("vmlinuz", "initramfs-qemu.gz"):
+        (tmp_path / name).touch()
+    assert "fio.sh" in disk_guest.why_not()
+    (tmp_path / "fio.cpio").touch()
+    assert disk_guest.why_not() == ""
+
+
+def test_given_what_fio_says_time_is_that_of_all_requests() -> None:
+    """One side has been at work, and the percentile is its own."""
+    idle = {"total_ios": 0, "iops": 0.0, "clat_ns": {}}
+    busy = {"total_ios": 9, "iops": 20_000.0, "clat_ns": {"percentile": {"99.000000": 70_000}}}
+    for job in ({"read": idle, "write": busy}, {"read": busy, "write": idle}):
+        assert disk_guest.outcome({"error": 0, **job}) == disk_guest.Outcome(50_000, 70_000)
 
 
 def test_given_committed_page_it_is_what_the_committed_file_gives() -> None:

@@ -245,6 +245,9 @@ class Runtime:
                 if words[layout.SUBMITTED] != applied:
                     return
             os.sched_yield()  # whoever has work goes first
+            if self._watched and (ready := self._epoll.poll(0)):  # a guest's kick does not wait for the spin
+                self._serve_descriptors(ready)
+                return
             now_ns = time.monotonic_ns()
         words[layout.WORKER_SLEEPS] = 1
         if FENCE is not None:
