@@ -250,7 +250,9 @@ class Runtime:
         if FENCE is not None:
             with FENCE:
                 pass
-        ready = [] if words[layout.SUBMITTED] != applied else self._epoll.poll(self._timeout_s)
+        # What was handed over while an input's payload was waited for makes no descriptor readable.
+        awake = words[layout.SUBMITTED] != applied or self._handed
+        ready = [] if awake else self._epoll.poll(self._timeout_s)
         words[layout.WORKER_SLEEPS] = 0
         self._learn_to_spin(time.monotonic_ns() - now_ns)
         self._serve_descriptors(ready)
