@@ -207,6 +207,9 @@ class Runtime:
             if time.monotonic_ns() - begun_ns > BATCH_NS:
                 break
         self._commit(number, Failed.PHASE_REQUEST)
+        if self._attachment is not None and self._attachment.shows_inputs:
+            self._handle_watched(self._attachment.show_inputs)
+            self._commit(number, Failed.PHASE_REQUEST)
 
     def _commit(self, applied: int, phase: Failed.Phase.ValueType) -> None:
         try:
@@ -215,6 +218,10 @@ class Runtime:
             raise
         except Exception as error:
             raise DeviceCrashed(phase, applied) from error
+
+    def _commit_meanwhile(self) -> None:
+        """In the middle of what a watched descriptor has caused; never in that of an input."""
+        self._commit(self._committer.applied, Failed.PHASE_REQUEST)
 
     def _handle(self, session: Session, record: Input) -> None:
         try:
@@ -281,6 +288,8 @@ class Runtime:
     def _handle_watched(self, handler: Callable[[], None]) -> None:
         try:
             handler()
+        except DeviceCrashed:  # of a commit that it has asked for
+            raise
         except Exception as error:
             raise DeviceCrashed(Failed.PHASE_REQUEST) from error
 
@@ -346,7 +355,9 @@ class Runtime:
         device: Any = self._session.device
         if self._attachment is not None:
             raise LocalError("a worker serves one set-up of its queues")
-        self._attachment = Attachment(device, attach, descriptors, self.watch, self.unwatch)
+        self._attachment = Attachment(
+            device, attach, descriptors, self.watch, self.unwatch, self._commit_meanwhile
+        )
         self._attachment.serve(attach)
 
     @property
