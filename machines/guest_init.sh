@@ -22,6 +22,14 @@ if [ "$what" = shell ]; then
     poweroff -f
 fi
 
+if [ "$what" = grow ]; then # the disk does, and what is new of it is used
+    was=$(cat /sys/block/vda/size) now=$(cat /sys/block/vda/size)
+    while [ "$now" = "$was" ]; do sleep 0.1; now=$(cat /sys/block/vda/size); done
+    dd if=/pattern of=/dev/vda bs=512 seek=$((now - 8)) count=8 oflag=direct conv=notrunc 2>/dev/null &&
+        echo "guest: grown from $was to $now sectors"
+    poweroff -f
+fi
+
 # /proc/sys/vm: little memory may be dirty, so that writing goes on while reading does.
 echo 4194304 >/proc/sys/vm/dirty_bytes
 failed=0
