@@ -40,10 +40,13 @@ _decode_map = msgspec.msgpack.Decoder(RegisterMap).decode
 class Conversation:
     """Talks to the workers of all seats.
 
-    ``on_ready(seat)`` is called when a device has begun to serve; what it returns is why it cannot, if so.
+    ``on_ready`` is called when a device has begun to serve, with the descriptors that it has sent; what it
+    returns is why it cannot, if so.
     """
 
-    def __init__(self, reactor: Reactor, clock: Clock, on_ready: Callable[[Seat], str]) -> None:
+    def __init__(
+        self, reactor: Reactor, clock: Clock, on_ready: Callable[[Seat, list[Descriptor]], str]
+    ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._ready = on_ready
@@ -83,7 +86,7 @@ class Conversation:
             raise BrokenContract(f"{body} of generation {message.generation}, not {seat.generation}")
         match body:
             case "ready":
-                self._on_ready(seat, worker, message)
+                self._on_ready(seat, worker, message, descriptors)
             case "failed":
                 seat.last_words = message.failed
                 self._judge_failure(seat, message.failed)
@@ -102,7 +105,9 @@ class Conversation:
             case _:
                 raise BrokenContract(f"{seat.name} says something unknown")
 
-    def _on_ready(self, seat: Seat, worker: WorkerProcess, message: WorkerMessage) -> None:
+    def _on_ready(
+        self, seat: Seat, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
+    ) -> None:
         try:
             register_map = _decode_map(message.ready.register_map_msgpack)
         except msgspec.DecodeError as error:
@@ -124,7 +129,7 @@ class Conversation:
             seat.generation,
             lambda message, fds: tube.send_proto_nowait(message, fds=fds),
         )
-        why_not = self._ready(seat)
+        why_not = self._ready(seat, descriptors)
         if why_not:
             seat.refused, seat.ready = True, False
             self._reactor.post(Refused(seat.name, seat.generation, why_not))

@@ -54,7 +54,13 @@ def examine(root: Path) -> list[Finding]:
         _atomics(),
         _module("unicorn", "the micro:bit: pip install 'tubevisor[unicorn]'"),
         _program("qemu-system-x86_64", "QEMU machines: Debian package qemu-system-x86"),
-        _program("linux.uml", "User-Mode Linux: Debian package user-mode-linux"),
+        _module("qemu.qmp", "QEMU machines: pip install 'tubevisor[qemu]'"),
+        _program("linux.uml", "User-Mode Linux: Debian package user-mode-linux, or make guests"),
+        Finding(
+            "Linux guests",
+            (kernel_image := root / ".cache/guests/vmlinuz").is_file(),
+            str(kernel_image.parent) if kernel_image.is_file() else "run: make guests",
+        ),
         Finding(
             "micro:bit firmware",
             (found := root / ".cache/firmware/firmware.hex").is_file(),
@@ -106,7 +112,10 @@ def _atomics() -> Finding:
 
 
 def _module(name: str, use: str) -> Finding:
-    present = importlib.util.find_spec(name) is not None
+    try:
+        present = importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        present = False
     return Finding(f"Python package {name}", present, importlib.metadata.version(name) if present else use)
 
 

@@ -25,8 +25,9 @@ from supervisor.reactor import Reactor, Timer
 from supervisor.tube import Descriptor
 from supervisor.vhost_user.assembler import Assembler, Message, Outbox
 from supervisor.vhost_user.channel import tell_config_change
+from supervisor.vhost_user.door import DialingDoor, Door, ListeningDoor
+from supervisor.vhost_user.endpoint import Endpoint
 from supervisor.vhost_user.errors import Disconnected, InvalidMessage, PartialMessage, VhostUserError
-from supervisor.vhost_user.listener import Listener
 from supervisor.vhost_user.messages import U64
 from supervisor.vhost_user.requests import FrontEndRequest
 from supervisor.vhost_user.rules import FRONT_END_RULES, Answer, request_name
@@ -106,10 +107,20 @@ class _Connection:
 
 
 class Keeper:
-    """Listens at ``path`` for the VMM of ``served``. Raises what ``Listener`` does."""
+    """Waits at ``path`` for the VMM of ``served``, or dials it where that listens (``dials``).
+
+    Raises what ``Listener`` does.
+    """
 
     def __init__(
-        self, path: str, reactor: Reactor, served: Served, now_ns: Callable[[], int], *, poison: int
+        self,
+        path: str,
+        reactor: Reactor,
+        served: Served,
+        now_ns: Callable[[], int],
+        *,
+        poison: int,
+        dials: bool = False,
     ) -> None:
         self._reactor = reactor
         self._served = served
@@ -123,19 +134,15 @@ class Keeper:
         self._deadline: Timer | None = None  # of a drain
         self._patience: Timer | None = None  # of a VMM that is to be told where its rings stand
         self._overdue: Message | None = None  # it has waited for that long enough
-        self._listener = Listener(path, nonblocking=True)
-        reactor.watch(self._listener.fileno(), self._on_knock)
+        self._door: Door
+        if dials:
+            self._door = DialingDoor(path, reactor, now_ns, self._welcome)
+        else:
+            self._door = ListeningDoor(path, reactor, self._welcome)
 
     # -- the VMM ---------------------------------------------------------------------------------
 
-    def _on_knock(self, _mask: int) -> None:
-        try:
-            end = self._listener.accept()
-        except VhostUserError as error:
-            _log.warning("%s: %s", self._served.name, error)
-            return
-        if end is None:
-            return
+    def _welcome(self, end: Endpoint) -> None:
         if self._connection is not None and self._connection.is_deserted():
             self._go_on_without(Disconnected("another one has come"))
         offer = self._served.offer()
@@ -205,6 +212,7 @@ class Keeper:
         self._connection = self._overdue = None
         connection.close()
         self._settled()
+        self._door.left()
         if self._attached and not self._draining:
             self._drain()
 
@@ -379,8 +387,7 @@ class Keeper:
             self._reactor.unwatch(self._connection.wire.fileno())
             self._connection.close()
             self._connection = None
-        self._reactor.unwatch(self._listener.fileno())
-        self._listener.close()
+        self._door.close()
 
 
 def _read(descriptor: Descriptor, offset: int, size: int) -> bytes:

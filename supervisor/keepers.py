@@ -61,7 +61,14 @@ class Keepers:
 
             served = _Served(self._reactor, seat, self._attach, self._kill)
             path = self._path(seat.name, seat.config.vhost_user.socket)
-            keeper = Keeper(path, self._reactor, served, time.monotonic_ns, poison=seat.config.poison)
+            keeper = Keeper(
+                path,
+                self._reactor,
+                served,
+                time.monotonic_ns,
+                poison=seat.config.poison,
+                dials=seat.config.vhost_user.connect,
+            )
             self._keepers[seat.name] = keeper
         keeper.worker_ready()
 

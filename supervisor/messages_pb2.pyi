@@ -194,6 +194,8 @@ class SupervisorMessage(_message.Message):
     CONNECTED_FIELD_NUMBER: _builtins.int
     HANDED_FIELD_NUMBER: _builtins.int
     ATTACH_FIELD_NUMBER: _builtins.int
+    WITNESS_FIELD_NUMBER: _builtins.int
+    WATCH_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     @_builtins.property
     def assign(self) -> Global___Assign: ...
@@ -211,6 +213,10 @@ class SupervisorMessage(_message.Message):
     def handed(self) -> Global___Handed: ...
     @_builtins.property
     def attach(self) -> Global___Attach: ...
+    @_builtins.property
+    def witness(self) -> Global___Witness: ...
+    @_builtins.property
+    def watch(self) -> Global___Watch: ...
     def __init__(
         self,
         *,
@@ -223,16 +229,56 @@ class SupervisorMessage(_message.Message):
         connected: Global___Connected | None = ...,
         handed: Global___Handed | None = ...,
         attach: Global___Attach | None = ...,
+        witness: Global___Witness | None = ...,
+        watch: Global___Watch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "attach", b"attach", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "handed", b"handed", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "attach", b"attach", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "handed", b"handed", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop", "watch", b"watch", "witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "attach", b"attach", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "generation", b"generation", "handed", b"handed", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "attach", b"attach", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "generation", b"generation", "handed", b"handed", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop", "watch", b"watch", "witness", b"witness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["assign", "stop", "payload", "journal_grown", "duplicated", "connected", "handed", "attach"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["assign", "stop", "payload", "journal_grown", "duplicated", "connected", "handed", "attach", "witness", "watch"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___SupervisorMessage: _TypeAlias = SupervisorMessage  # noqa: Y015
+
+@_typing.final
+class Witness(_message.Message):
+    """Instead of Assign: the process is to be the witness of others' deaths."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Witness: _TypeAlias = Witness  # noqa: Y015
+
+@_typing.final
+class Watch(_message.Message):
+    """To the witness. Descriptors: [the page whose robust mutex the worker holds]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.int
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Watch: _TypeAlias = Watch  # noqa: Y015
 
 @_typing.final
 class Assign(_message.Message):
@@ -672,6 +718,7 @@ class WorkerMessage(_message.Message):
     STOPPED_FIELD_NUMBER: _builtins.int
     WANT_PAYLOAD_FIELD_NUMBER: _builtins.int
     IGNORED_FIELD_NUMBER: _builtins.int
+    WITNESSED_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
@@ -691,6 +738,8 @@ class WorkerMessage(_message.Message):
     def want_payload(self) -> Global___WantPayload: ...
     @_builtins.property
     def ignored(self) -> Global___Ignored: ...
+    @_builtins.property
+    def witnessed(self) -> Global___Witnessed: ...
     def __init__(
         self,
         *,
@@ -704,16 +753,38 @@ class WorkerMessage(_message.Message):
         stopped: Global___Stopped | None = ...,
         want_payload: Global___WantPayload | None = ...,
         ignored: Global___Ignored | None = ...,
+        witnessed: Global___Witnessed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload", "witnessed", b"witnessed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "generation", b"generation", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "generation", b"generation", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload", "witnessed", b"witnessed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "ready", "failed", "journal_full", "duplicate", "connect", "stopped", "want_payload", "ignored"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "ready", "failed", "journal_full", "duplicate", "connect", "stopped", "want_payload", "ignored", "witnessed"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___WorkerMessage: _TypeAlias = WorkerMessage  # noqa: Y015
+
+@_typing.final
+class Witnessed(_message.Message):
+    """From the witness: the thread that held this worker's mutex is no more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.int
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Witnessed: _TypeAlias = Witnessed  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):
@@ -744,6 +815,8 @@ Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
 @_typing.final
 class Ready(_message.Message):
+    """Descriptors of a virtio device: [the page whose robust mutex it holds], where the system can do that."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REGISTER_MAP_MSGPACK_FIELD_NUMBER: _builtins.int

@@ -29,7 +29,7 @@ from supervisor.tube import (
     TubeSystemError,
     TubeTimeout,
 )
-from supervisor.tube.process import process_of_pidfd
+from supervisor.tube.process import exit_of_the_leaving, process_of_pidfd
 from supervisor.worker.entry import PROTOCOL_VERSION
 
 __all__ = ["BrokenContract", "Owner", "Processes"]
@@ -298,6 +298,22 @@ class Processes:
             self._reactor.call_at(time.monotonic_ns() + EXIT_STATUS_WAIT_NS, lambda: self._finish(worker))
         else:
             self._finish(worker)
+
+    def on_witnessed(self, ticket: int) -> None:
+        """A worker is said to execute no more instruction, though it may take long to be taken apart.
+
+        Believed where the kernel says that its last thread is on its way out, which nothing can undo.
+        """
+        worker = self._known.get(ticket)
+        if worker is None or worker.pidfd is None:
+            return
+        worker.kill()  # whoever only says so is dead all the same
+        wait_status = exit_of_the_leaving(worker.pid)
+        if wait_status is None:
+            return  # another thread of it may still write: its pidfd will tell
+        worker.wait_status = wait_status
+        worker.kill_family()
+        self._finish(worker)
 
     def _finish(self, worker: WorkerProcess) -> None:
         """All that a dead worker left behind is taken in; then its owner learns of it."""

@@ -40,6 +40,7 @@ from supervisor.reactor import Reactor
 from supervisor.remote import Overdue, Port, RemoteHandle
 from supervisor.seat import InputGivenUp, Seat, exit_reason
 from supervisor.tube import Descriptor
+from supervisor.witness import Witness
 from supervisor.worker import journal as layout
 from supervisor.worker.journal import JournalCorrupt
 
@@ -59,6 +60,7 @@ class Workers:
         self._by_ticket: dict[int, Seat] = {}
         self.processes = Processes(reactor, self, _preload(config))
         self._conversation = Conversation(reactor, lambda: self._clock(), self._on_ready)
+        self._witness = Witness(self.processes)
         self._departed: list[RemoteHandle] = []
         self._keepers = Keepers(reactor, config.directory, self._conversation.attach, self.processes.kill)
         self.on_forget: Callable[[DeviceHandle, str], None] = lambda _handle, _why: None
@@ -242,27 +244,45 @@ class Workers:
     # -- Owner of the processes ------------------------------------------------------------------
 
     def on_forked(self, worker: WorkerProcess) -> None:
+        if self._witness.is_process(worker):
+            return
         seat = self._by_ticket[worker.ticket]
         self._reactor.post(Forked(seat.name, seat.generation))
 
     def on_hello(self, worker: WorkerProcess) -> None:
+        if self._witness.is_process(worker):
+            self._witness.on_hello()
+            return
         self._conversation.assign(self._by_ticket[worker.ticket])
 
     def on_message(
         self, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
     ) -> None:
+        if self._witness.is_process(worker):
+            self._witness.on_message(message)
+            return
         self._conversation.hear(self._by_ticket[worker.ticket], worker, message, descriptors)
 
     def on_log(self, worker: WorkerProcess, data: bytes) -> None:
+        if self._witness.is_process(worker):
+            _log.debug("the witness says: %s", data.decode(errors="replace").rstrip())
+            return
         seat = self._by_ticket[worker.ticket]
         _pass_on(seat, seat.log.feed(data))
 
     def on_fork_failed(self, worker: WorkerProcess, why: str) -> None:
+        if self._witness.is_process(worker):
+            self._witness.on_gone()
+            return
         seat = self._leave(worker)
         self._settle(seat, charged=False)
         self._reactor.post(SpawnFailed(seat.name, seat.generation, why))
 
     def on_gone(self, worker: WorkerProcess, wait_status: int | None) -> None:
+        if self._witness.is_process(worker):
+            self._witness.on_gone()
+            return
+        self._witness.forget(worker)
         seat = self._leave(worker)
         _pass_on(seat, seat.log.finish())
         ended = exit_reason(wait_status)
@@ -280,8 +300,10 @@ class Workers:
         self._keepers.worker_gone(seat, charged=charged)
         self._reactor.post(Gone(seat.name, seat.generation, ended, charged))
 
-    def _on_ready(self, seat: Seat) -> str:
+    def _on_ready(self, seat: Seat, descriptors: list[Descriptor]) -> str:
         """A worker has said Ready; returns why its device cannot serve all the same, if so."""
+        if seat.worker is not None and seat.config.vhost_user is not None and descriptors:
+            self._witness.watch(seat.worker, descriptors.pop())
         try:
             self._keepers.worker_ready(seat)
         except TubevisorError as error:
@@ -352,6 +374,7 @@ class Workers:
     def close(self) -> None:
         """Ends every process that is left, and gives descriptors and memory back."""
         self._keepers.close()
+        self._witness.close()
         self.processes.close()
         self.see_off()
         for seat in self._seats.values():

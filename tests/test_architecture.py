@@ -39,6 +39,7 @@ RANKS = {
     "supervisor.conversation": 10,
     "supervisor.keeper": 9,
     "supervisor.keepers": 10,
+    "supervisor.witness": 10,
     "supervisor.workers": 11,
     "supervisor.reload": 10,
     "supervisor.roster": 11,

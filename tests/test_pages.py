@@ -18,7 +18,7 @@ FRAGMENTS = {
     "restart-policy": 0,
     "promises": 0,
     "testing-with-chaos": 0,
-    "vhost-user": 3,
+    "vhost-user": 5,
     "architecture": 0,
     "states": 0,
 }

@@ -63,6 +63,7 @@ class Net(VirtioDevice):
             raise LocalError("exactly one of tap and peer has to say where the cable goes")
         if options.peer == ctx.name:
             raise LocalError(f"peer is {options.peer}, which is this device itself")
+        self.exclusive = bool(options.tap)
         self._mac = _mac(options.mac) if options.mac else b""
         self.dropped = 0  # frames that came and could not be had
         self._rx: SplitQueue | None = None

@@ -32,6 +32,7 @@ def check_document(document: Document) -> None:
         _check_exit_codes,
         _check_heartbeats,
         _check_sockets,
+        _check_connections,
         _check_environments,
         _check_references,
     ):
@@ -110,6 +111,14 @@ def _check_sockets(document: Document) -> None:
         ("vhost_user", "socket"),
         "the socket",
     )
+
+
+def _check_connections(document: Document) -> None:
+    for path, device in _devices(document):
+        section = _section(device, "vhost_user")
+        if section.get("connect") is True and not section.get("socket"):
+            found = (*path, "vhost_user", "connect")
+            document.find(found, "there is no socket to connect to: name the one that the VMM listens at")
 
 
 def _check_unique(

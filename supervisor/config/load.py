@@ -284,7 +284,7 @@ def _build_device(section: DeviceSection, group: str = "") -> DeviceConfig:
         limits=Limits(section.limits.open_files, section.limits.data),
         poison=section.poison,
         on_bad_state=section.on_bad_state,
-        vhost_user=None if vhost_user is None else VhostUser(vhost_user.socket),
+        vhost_user=None if vhost_user is None else VhostUser(vhost_user.socket, vhost_user.connect),
         env=section.env,
         group=group,
     )

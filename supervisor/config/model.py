@@ -175,6 +175,7 @@ class VhostUserSection(_Section):
     socket: str = Field(
         "", description="The socket's path, relative to this file; empty: a private one, for the machine."
     )
+    connect: bool = Field(False, description="The VMM listens there (server=on), and we connect.")
 
 
 class DeviceSection(_Section):

@@ -64,9 +64,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class VhostUser:
-    """The socket the keeper listens on, relative to ``Config.directory``; empty: one of the board's own."""
+    """The socket the keeper listens on, relative to ``Config.directory``; empty: one of the board's own.
+
+    ``connect``: the VMM listens there, and the keeper connects.
+    """
 
     socket: str
+    connect: bool = False
 
 
 @dataclass(frozen=True, slots=True)

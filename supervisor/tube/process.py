@@ -14,9 +14,17 @@ import struct
 from supervisor.tube.descriptor import Descriptor, Eventfd
 from supervisor.tube.peer import Process
 
-__all__ = ["current_process", "open_pidfd", "pidfd_for", "process_by_pid", "process_of_pidfd"]
+__all__ = [
+    "current_process",
+    "exit_of_the_leaving",
+    "open_pidfd",
+    "pidfd_for",
+    "process_by_pid",
+    "process_of_pidfd",
+]
 
 # _IOWR(0xFF, 11, struct pidfd_info), whose first published size is 64 bytes.
+PF_EXITING = 0x4  # of a thread's flags, <linux/sched.h>
 _PIDFD_INFO_BYTES = 64
 _PIDFD_GET_INFO = (3 << 30) | (_PIDFD_INFO_BYTES << 16) | (0xFF << 8) | 11
 _PIDFD_INFO_PID = 1
@@ -129,3 +137,18 @@ def pidfd_for(process: Process | None) -> Descriptor | None:
 
 
 os.register_at_fork(after_in_child=_forget_current_process)
+
+
+def exit_of_the_leaving(pid: int) -> int | None:
+    """The wait status of a process whose last thread is on its way out; ``None`` while any may run on.
+
+    ``pid`` must be a child's, or somebody else's who has not been waited for. A thread that is marked as
+    exiting (PF_EXITING, proc_pid_stat(5)) never returns to user mode, and no system call of its is under way.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    flags, threads, status = int(fields[6]), int(fields[17]), int(fields[49])
+    return status if flags & PF_EXITING and threads == 1 else None

@@ -28,6 +28,7 @@ from supervisor.errors import LocalError, TubevisorError
 from supervisor.messages_pb2 import Assign, Failed, Ready, SupervisorMessage, WorkerMessage
 from supervisor.tube import Disconnected, FlushOnDropTube, ProtoTube, TubeError, TubeTimeout
 from supervisor.worker.journal import Journal
+from supervisor.worker.lifeline import hold_lifeline
 from supervisor.worker.runtime import DeviceCrashed, Runtime
 from supervisor.worker.session import Launch, Session, build_options
 
@@ -126,6 +127,10 @@ def _live(tube: _Tube, ticket: int) -> int:
     if heard is None:
         return EXIT_ORPHANED
     message, descriptors = heard
+    if message.WhichOneof("body") == "witness":
+        from supervisor.worker.witness import serve_as_witness  # one process of them all
+
+        serve_as_witness(tube)
     if message.WhichOneof("body") != "assign":
         return 0  # asked to stop while it was a spare
     assign = message.assign
@@ -213,9 +218,13 @@ def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any])
     ready = WorkerMessage(generation=generation)
     ready.ready.CopyFrom(_describe(device_class))
     device: Any = session.device
+    page = None
     if hasattr(device, "offer"):  # a virtio device: what it offers is known once it has started
         device.offer(ready.ready.virtio)
-    tube.tell(ready)
+        page = None if device.exclusive else hold_lifeline()
+    tube.tell(ready, () if page is None else (page,))
+    if page is not None:
+        os.close(page)
     return runtime
 
 

@@ -1,0 +1,97 @@
+"""The supervisor's side of the witness: one process more, which tells of deaths before the pidfds do.
+
+It is there for workers that have guest memory and so take long to be taken apart. It is only ever quicker:
+what it says is held against what the kernel says of the process, and without it (it may die like any other,
+and is replaced) the pidfd tells, later.
+"""
+
+from __future__ import annotations
+
+from supervisor.errors import EnvironmentFault
+from supervisor.launch.launcher import WorkerProcess
+from supervisor.messages_pb2 import SupervisorMessage, WorkerMessage
+from supervisor.processes import Processes
+from supervisor.tube import Descriptor, TubeError
+
+__all__ = ["LIVES", "Witness"]
+
+LIVES = 5  # of the witness: one that always dies is of no use here
+
+
+class Witness:
+    """Ordered with the first worker that is to be watched."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._process: WorkerProcess | None = None
+        self._lives = LIVES
+        self._pages: dict[int, Descriptor] = {}  # by the ticket of the worker that holds the mutex in it
+
+    def watch(self, worker: WorkerProcess, page: Descriptor) -> None:
+        """Has the witness wait for ``worker``, which holds the mutex in ``page``; owns ``page``."""
+        self._pages[worker.ticket] = page
+        if self._process is None:
+            self._order()
+        elif self._process.hello:
+            self._tell(worker.ticket)
+
+    def forget(self, worker: WorkerProcess) -> None:
+        """The worker is gone."""
+        page = self._pages.pop(worker.ticket, None)
+        if page is not None:
+            page.close()
+
+    def _order(self) -> None:
+        if not self._lives:
+            return
+        self._lives -= 1
+        try:
+            self._process = self._processes.take()
+        except EnvironmentFault:
+            return
+        if self._process.hello:
+            self.on_hello()
+
+    def _tell(self, ticket: int) -> None:
+        message = SupervisorMessage()
+        message.watch.ticket = ticket
+        self._send(message, (self._pages[ticket],))
+
+    def _send(self, message: SupervisorMessage, fds: tuple[object, ...] = ()) -> None:
+        assert self._process is not None  # noqa: S101 - it has said Hello
+        try:
+            self._process.tube.send_proto_nowait(message, fds=fds)
+        except TubeError:  # it is dead, or does not listen: then it is of no use
+            self._processes.kill(self._process)
+
+    # -- of its process --------------------------------------------------------------------------
+
+    def is_process(self, worker: WorkerProcess) -> bool:
+        """True if ``worker`` is the witness's own process."""
+        return worker is self._process
+
+    def on_hello(self) -> None:
+        """It is there: it learns what it is, and whom to wait for."""
+        message = SupervisorMessage()
+        message.witness.SetInParent()
+        self._send(message)
+        for ticket in self._pages:
+            self._tell(ticket)
+
+    def on_message(self, message: WorkerMessage) -> None:
+        """It has seen somebody die."""
+        if message.WhichOneof("body") == "witnessed":
+            self._processes.on_witnessed(message.witnessed.ticket)
+
+    def on_gone(self) -> None:
+        """It is dead itself: another one takes its place."""
+        self._process = None
+        if self._pages:
+            self._order()
+
+    def close(self) -> None:
+        """Gives the pages back; its process ends with all the others."""
+        for page in self._pages.values():
+            page.close()
+        self._pages.clear()
+        self._lives = 0

@@ -1,0 +1,90 @@
+"""The process that waits for others to die: the witness.
+
+For each worker that it is told of it waits, in a thread, on the futex word of the mutex that the worker holds
+(:mod:`supervisor.worker.lifeline`), and tells the supervisor when the kernel has marked it. Threads belong
+here: the supervisor has none, since its process is somebody else's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import threading
+from typing import Any, Final, Protocol
+
+from supervisor.memory.atomics import true_atomics
+from supervisor.messages_pb2 import SupervisorMessage, WorkerMessage
+from supervisor.worker.lifeline import OWNER_DIED, PAGE_BYTES, TID_MASK, WAITERS
+
+__all__ = ["ControlTube", "serve_as_witness"]
+
+SYS_FUTEX: Final = {"x86_64": 202}.get(os.uname().machine, 98)
+FUTEX_WAIT: Final = 0
+STACK_BYTES: Final = 256 * 1024  # a thread that does nothing but wait
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ControlTube(Protocol):
+    """What the witness needs of its ProtoTube."""
+
+    def tell(self, message: WorkerMessage, fds: tuple[int, ...] = ()) -> None: ...
+
+    def hear(self, timeout: float | None) -> tuple[SupervisorMessage, list[Any]] | None: ...
+
+
+def serve_as_witness(tube: ControlTube) -> None:
+    """Watches whom it is told to, until the supervisor goes. Raises ``NoTrueAtomics``, ``Disconnected``."""
+    true_atomics()
+    threading.stack_size(STACK_BYTES)
+    speaking = threading.Lock()
+    while True:
+        heard = tube.hear(None)
+        if heard is None:
+            continue
+        message, descriptors = heard
+        if message.WhichOneof("body") != "watch" or len(descriptors) != 1:
+            continue
+        with descriptors[0] as descriptor:
+            page = _map(descriptor.fileno())
+        if page is not None:
+            ticket = message.watch.ticket
+            threading.Thread(target=_watch, args=(tube, speaking, ticket, page), daemon=True).start()
+
+
+def _map(fd: int) -> mmap.mmap | None:
+    """The page, if it is one that cannot be taken away from under us."""
+    try:
+        if os.fstat(fd).st_size >= PAGE_BYTES and fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            return mmap.mmap(fd, PAGE_BYTES)
+    except OSError:
+        pass
+    return None
+
+
+def _watch(tube: ControlTube, speaking: threading.Lock, ticket: int, page: mmap.mmap) -> None:
+    word = ctypes.c_uint32.from_buffer(page)
+    if _wait_for_death(ctypes.addressof(word)):
+        message = WorkerMessage()
+        message.witnessed.ticket = ticket
+        with speaking:
+            tube.tell(message)
+    del word
+    page.close()
+
+
+def _wait_for_death(address: int) -> bool:
+    """Returns when the owner of the mutex at ``address`` has died; false if it has none."""
+    atomics = true_atomics()
+    while True:
+        value = atomics.load_uint32(address)
+        if value & OWNER_DIED:
+            return True
+        if not value & TID_MASK:
+            return False
+        wanted = value | WAITERS  # or the kernel wakes nobody
+        if value != wanted and atomics.compare_and_swap_uint32(address, value, wanted) != value:
+            continue
+        _libc.syscall(SYS_FUTEX, ctypes.c_void_p(address), FUTEX_WAIT, ctypes.c_uint32(wanted), None, None, 0)
