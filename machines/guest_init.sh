@@ -2,7 +2,7 @@
 # The init of a guest: loads the modules, finds the disk, runs its workload, says how it went, powers off.
 # What it is to do comes on the kernel's command line: tv.rounds (how often), tv.mib (of the disk), tv.what;
 # tv.boots (how often it boots: all but the last end in a reboot; the count stands behind those MiB). A
-# guest whose tv.what is net needs no disk.
+# guest whose tv.what is net or console needs no disk.
 export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -11,7 +11,7 @@ while read -r module; do insmod "/modules/$module" || echo "guest: cannot load $
 
 value() { tr ' ' '\n' </proc/cmdline | grep "^tv.$1=" | cut -d= -f2; }
 rounds=$(value rounds) mib=$(value mib) what=$(value what) boots=$(value boots)
-[ "$what" != net ] || . /guest_net.sh
+case $what in net | console) . "/guest_$what.sh" ;; esac
 tries=0
 while [ ! -b /dev/vda ] && [ $tries -lt 100 ]; do tries=$((tries + 1)); sleep 0.1; done
 [ -b /dev/vda ] || { echo "guest: there is no disk"; poweroff -f; }
@@ -19,6 +19,14 @@ echo "guest: ready, $(cat /sys/block/vda/size) sectors"
 
 if [ "$what" = shell ]; then
     setsid cttyhack sh
+    poweroff -f
+fi
+
+if [ "$what" = grow ]; then # the disk does, and what is new of it is used
+    was=$(cat /sys/block/vda/size) now=$(cat /sys/block/vda/size)
+    while [ "$now" = "$was" ]; do sleep 0.1; now=$(cat /sys/block/vda/size); done
+    dd if=/pattern of=/dev/vda bs=512 seek=$((now - 8)) count=8 oflag=direct conv=notrunc 2>/dev/null &&
+        echo "guest: grown from $was to $now sectors"
     poweroff -f
 fi
 

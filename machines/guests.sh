@@ -66,13 +66,13 @@ initramfs() { # OUTPUT MODULES MODULE...
     shift 2
     for name in "$@"; do set -- "$@" --module "$name"; shift; done
     "$python" -m machines.initramfs "$output.new" --busybox "$busybox" --modules "$modules" "$@" \
-        --script machines/guest_init.sh --script machines/guest_workload.sh --script machines/guest_net.sh
+        --script machines/guest_init.sh --script machines/guest_workload.sh --script machines/guest_net.sh --script machines/guest_console.sh
     mv "$output.new" "$output"
 }
 cp "$work/unpacked/$kernel/boot/vmlinuz-"* "$target/vmlinuz"
 cp "$work/unpacked/user-mode-linux/usr/bin/linux.uml" "$target/linux.uml"
 initramfs "$target/initramfs-qemu.gz" "$work/unpacked/$kernel/lib/modules" virtio_pci virtio_blk virtio-rng virtio_net
-initramfs "$target/initramfs-uml.gz" "$uml_modules" virtio_blk virtio_net
+initramfs "$target/initramfs-uml.gz" "$uml_modules" virtio_blk virtio_net virtio_console
 for board in qemu uml; do # the disks of config/*-linux.yaml; what is in them does not matter
     [ -e "$target/$board-disk.img" ] || truncate -s 16M "$target/$board-disk.img"
 done

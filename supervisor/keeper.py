@@ -24,6 +24,7 @@ from supervisor.messages_pb2 import Attach, VirtioOffer
 from supervisor.reactor import Reactor, Timer
 from supervisor.tube import Descriptor
 from supervisor.vhost_user.assembler import Assembler, Message, Outbox
+from supervisor.vhost_user.channel import tell_config_change
 from supervisor.vhost_user.door import DialingDoor, Door, ListeningDoor
 from supervisor.vhost_user.endpoint import Endpoint
 from supervisor.vhost_user.errors import Disconnected, InvalidMessage, PartialMessage, VhostUserError
@@ -319,7 +320,18 @@ class Keeper:
     def worker_ready(self) -> None:
         """A worker serves: it gets what is to be served."""
         self._draining = False
+        self._look_at_the_offer()
         self._pump()
+
+    def _look_at_the_offer(self) -> None:
+        """The worker may have found another configuration than the last one, a larger disk: the VMM asks."""
+        connection, offer = self._connection, self._served.offer()
+        if connection is None or offer is None or not connection.setup.reconfigure(offer.config):
+            return
+        channel = connection.setup.backend_channel
+        hindrance = "it has no channel for that" if channel is None else tell_config_change(channel)
+        if hindrance:
+            _log.warning("%s: its VMM is not told of its new size: %s", self._served.name, hindrance)
 
     def worker_stays_away(self) -> None:
         """No worker comes until an operator wants one: the VMM is answered with what is known."""

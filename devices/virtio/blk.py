@@ -6,6 +6,9 @@ has negotiated FLUSH and the cache is write-back, before the request completes w
 
 The layout of a request is the driver's: 16 bytes of header and the data to write may be cut anywhere, and the
 status is the last byte that may be written. The common layout, each in buffers of their own, is the fast one.
+
+A disk may grow: each process looks how large the image is, and the guest is told. It does not shrink: what
+the guest has been told is state.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ class Blk(VirtioDevice):
     """One raw image. ``image`` is its path; ``serial`` is what the guest reads as its name."""
 
     device_id = 2
+    state = ("capacity",)
 
     @dataclass
     class Options:
@@ -81,6 +85,19 @@ class Blk(VirtioDevice):
 
     def stop(self) -> None:
         os.close(self.fd)
+
+    def restore(self, data: bytes, version: int) -> None:
+        found = self.capacity
+        super().restore(data, version)
+        if found >= self.capacity:
+            self.capacity = found
+            return
+        self.ctx.logger.error(
+            "image %s has shrunk to %d sectors: the disk keeps its %d, those that are missing read as zero",
+            self.ctx.options.image,
+            found,
+            self.capacity,
+        )
 
     def features(self) -> int:
         options = self.ctx.options

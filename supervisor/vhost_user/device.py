@@ -8,6 +8,7 @@ them by ending the process: a process serves one set-up of the driver.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from supervisor.device import Device
@@ -41,6 +42,15 @@ class VirtioDevice(Device):
 
     device_id: ClassVar[int] = 0
     in_order: ClassVar[bool] = True
+    input_queues: ClassVar[tuple[int, ...]] = ()
+    """Queues in which inputs may show (``receive``): processed again whenever inputs have been committed."""
+
+    commit: Callable[[], None]
+    """Commits state and outputs now, for a device that must not publish a request before; the runtime's.
+
+    Only from what the driver has caused (``attached``, ``resume``, ``process``): an input is committed as a
+    whole. What is committed has happened, whatever becomes of the rest of the method.
+    """
 
     exclusive: bool = False
     """It holds something that only one process can have (a tap, a lock). Its successor then comes when it has

@@ -169,6 +169,19 @@ class Setup:
             self.discarded += descriptors
             descriptors.clear()
 
+    def reconfigure(self, config: bytes) -> bool:
+        """The device's configuration space is ``config`` from now on; true if it was another one.
+
+        The rest of an offer is what the driver has agreed to, and stays as it was.
+        """
+        if config == self.offer.config:
+            return False
+        offer = VirtioOffer()
+        offer.CopyFrom(self.offer)
+        offer.config = config
+        self.offer = offer
+        return True
+
     def stopped_at(self, positions: dict[int, int]) -> None:
         """A worker that was drained has left its rings there."""
         for index, position in positions.items():

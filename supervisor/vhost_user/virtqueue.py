@@ -329,6 +329,16 @@ class SplitQueue:
             except OSError:
                 pass  # nothing can be said with it, or to nobody: the VMM's doing, and its driver's loss
 
+    def published_since(self, used_idx: int) -> list[int]:
+        """The bytes written of each request that was published after ``used_idx``; for what comes after us.
+
+        As the used ring says, which the driver can write. Empty where it does not reach so far back.
+        """
+        count = (self.used_idx - used_idx) & 0xFFFF
+        if count > self.size:
+            return []
+        return [self._used[2 + 2 * ((used_idx + offset) & self._mask)] for offset in range(count)]
+
     def close(self) -> None:
         """Lets go of guest memory, so that it can be unmapped."""
         for view in (self._avail, self._used, self._used_words):

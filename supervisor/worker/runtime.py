@@ -207,6 +207,9 @@ class Runtime:
             if time.monotonic_ns() - begun_ns > BATCH_NS:
                 break
         self._commit(number, Failed.PHASE_REQUEST)
+        if self._attachment is not None and self._attachment.shows_inputs:
+            self._handle_watched(self._attachment.show_inputs)
+            self._commit(number, Failed.PHASE_REQUEST)
 
     def _commit(self, applied: int, phase: Failed.Phase.ValueType) -> None:
         try:
@@ -215,6 +218,10 @@ class Runtime:
             raise
         except Exception as error:
             raise DeviceCrashed(phase, applied) from error
+
+    def _commit_meanwhile(self) -> None:
+        """In the middle of what a watched descriptor has caused; never in that of an input."""
+        self._commit(self._committer.applied, Failed.PHASE_REQUEST)
 
     def _handle(self, session: Session, record: Input) -> None:
         try:
@@ -253,7 +260,9 @@ class Runtime:
         if FENCE is not None:
             with FENCE:
                 pass
-        ready = [] if words[layout.SUBMITTED] != applied else self._epoll.poll(self._timeout_s)
+        # What was handed over while an input's payload was waited for makes no descriptor readable.
+        awake = words[layout.SUBMITTED] != applied or self._handed
+        ready = [] if awake else self._epoll.poll(self._timeout_s)
         words[layout.WORKER_SLEEPS] = 0
         self._learn_to_spin(time.monotonic_ns() - now_ns)
         self._serve_descriptors(ready)
@@ -282,6 +291,8 @@ class Runtime:
     def _handle_watched(self, handler: Callable[[], None]) -> None:
         try:
             handler()
+        except DeviceCrashed:  # of a commit that it has asked for
+            raise
         except Exception as error:
             raise DeviceCrashed(Failed.PHASE_REQUEST) from error
 
@@ -347,7 +358,9 @@ class Runtime:
         device: Any = self._session.device
         if self._attachment is not None:
             raise LocalError("a worker serves one set-up of its queues")
-        self._attachment = Attachment(device, attach, descriptors, self.watch, self.unwatch)
+        self._attachment = Attachment(
+            device, attach, descriptors, self.watch, self.unwatch, self._commit_meanwhile
+        )
         self._attachment.serve(attach)
 
     @property

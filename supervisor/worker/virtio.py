@@ -51,9 +51,16 @@ class Attachment:
     """
 
     def __init__(
-        self, device: VirtioDevice, attach: Attach, descriptors: list[Any], watch: Watch, unwatch: Unwatch
+        self,
+        device: VirtioDevice,
+        attach: Attach,
+        descriptors: list[Any],
+        watch: Watch,
+        unwatch: Unwatch,
+        commit: Callable[[], None],
     ) -> None:
         self._device = device
+        device.commit = commit
         self._watch = watch
         self._unwatch = unwatch
         self._served: list[_Served] = []
@@ -142,6 +149,18 @@ class Attachment:
             if one.kick_fd >= 0:
                 self._guarded(one, lambda one=one: self._listen(one))  # type: ignore[misc]
             self._guarded(one, lambda one=one: device.process(one.queue, one.index))  # type: ignore[misc]
+
+    @property
+    def shows_inputs(self) -> bool:
+        """True if the device has queues in which its inputs may show."""
+        return bool(self._device.input_queues)
+
+    def show_inputs(self) -> None:
+        """Inputs have been committed: the driver may see what they have caused."""
+        device = self._device
+        for one in self._served:
+            if one.index in device.input_queues:
+                self._guarded(one, lambda one=one: device.process(one.queue, one.index))  # type: ignore[misc]
 
     def _resume(self, one: _Served, poison: set[int]) -> None:
         left = one.queue.recover()

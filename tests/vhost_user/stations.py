@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from devices.virtio.net import RX, TX
 from supervisor.host import Supervisor
@@ -163,12 +163,12 @@ def is_whole(frame: bytes) -> bool:
 
 
 @contextmanager
-def stations(sup: Supervisor, *paths: Path) -> Iterator[list[Station]]:
-    """Guests at the sockets of ``sup``."""
+def stations(sup: Supervisor, *paths: Path, kind: type[Any] = Station) -> Iterator[list[Any]]:
+    """Guests of a ``kind`` at the sockets of ``sup``."""
     made: list[Station] = []
     try:
         for path in paths:
-            made.append(Station(sup, path))
+            made.append(kind(sup, path))
         yield made
     finally:
         for one in made:

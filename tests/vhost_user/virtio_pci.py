@@ -14,6 +14,7 @@ ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK = 1, 2, 4, 8
 FIELDS = {
     "device_feature_select": (0, 4), "device_feature": (4, 4), "driver_feature_select": (8, 4),
     "driver_feature": (12, 4), "msix_config": (16, 2), "num_queues": (18, 2), "status": (20, 1),
+    "config_generation": (21, 1),
     "queue_select": (22, 2), "queue_size": (24, 2), "queue_msix_vector": (26, 2), "queue_enable": (28, 2),
     "queue_notify_off": (30, 2), "queue_desc": (32, 8), "queue_driver": (40, 8), "queue_device": (48, 8),
 }  # fmt: skip
@@ -80,6 +81,14 @@ class VirtioPci:
 
     def set_config_space(self, offset: int, size: int, value: int) -> None:
         self.qemu.write(self._parts[DEVICE] + offset, size, value)
+
+    def generation(self) -> int:
+        """Another number whenever the configuration space has changed."""
+        return self.get("config_generation")
+
+    def take_config_interrupt(self) -> bool:
+        """Whether the device has said that its configuration has changed; reading takes it back."""
+        return bool(self.qemu.read(self._parts[ISR], 1) & 2)
 
     # -- the life of a driver ------------------------------------------------------------------------
 
