@@ -28,6 +28,7 @@ from supervisor.vhost_user.channel import tell_config_change
 from supervisor.vhost_user.door import DialingDoor, Door, ListeningDoor
 from supervisor.vhost_user.endpoint import Endpoint
 from supervisor.vhost_user.errors import Disconnected, InvalidMessage, PartialMessage, VhostUserError
+from supervisor.vhost_user.granting import grant
 from supervisor.vhost_user.messages import U64
 from supervisor.vhost_user.requests import FrontEndRequest
 from supervisor.vhost_user.rules import FRONT_END_RULES, Answer, request_name
@@ -280,7 +281,7 @@ class Keeper:
             descriptors: list[Any] = list(message.take())
             status = 0
             try:
-                answer = setup.apply(header.request, payload, descriptors)
+                answer = grant(setup, header.request, payload, descriptors)
             except Refused as refused:
                 name = request_name(header.request)
                 if rule.answer is Answer.ALWAYS and header.request != FrontEndRequest.GET_CONFIG:

@@ -85,6 +85,7 @@ PURE = {
     "supervisor.vhost_user.messages",
     "supervisor.vhost_user.requests",
     "supervisor.vhost_user.rules",
+    "supervisor.vhost_user.granting",
     "supervisor.vhost_user.setup",
     "supervisor.bus",
 }

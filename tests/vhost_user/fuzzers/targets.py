@@ -20,6 +20,7 @@ from supervisor.messages_pb2 import VirtioOffer
 from supervisor.vhost_user.areas import Inflight, MemoryTable, Region
 from supervisor.vhost_user.assembler import Assembler, Message
 from supervisor.vhost_user.errors import InvalidMessage, PartialMessage
+from supervisor.vhost_user.granting import grant
 from supervisor.vhost_user.inflight import CorruptLog, InflightLog, region_bytes
 from supervisor.vhost_user.messages import U64, Config, Header, VringAddr, VringFd, VringState
 from supervisor.vhost_user.requests import FrontEndRequest as F
@@ -71,7 +72,7 @@ class Keeping:
         descriptors: list[Any] = list(message.take())
         setup.pauses(message.header.request, payload)
         with contextlib.suppress(Refused):
-            setup.apply(message.header.request, payload, descriptors)
+            grant(setup, message.header.request, payload, descriptors)
         assert not descriptors
         if setup.running():
             attach, handed = setup.attach({})
