@@ -1,6 +1,7 @@
 #!/bin/sh
 # The init of a guest: loads the modules, finds the disk, runs its workload, says how it went, powers off.
 # What it is to do comes on the kernel's command line: tv.rounds (how often), tv.mib (of the disk), tv.what;
+# tv.kib (of one request at most, so that many are in flight);
 # tv.boots (how often it boots: all but the last end in a reboot; the count stands behind those MiB). A
 # guest whose tv.what is net or console needs no disk.
 export PATH=/bin
@@ -16,6 +17,9 @@ tries=0
 while [ ! -b /dev/vda ] && [ $tries -lt 100 ]; do tries=$((tries + 1)); sleep 0.1; done
 [ -b /dev/vda ] || { echo "guest: there is no disk"; poweroff -f; }
 echo "guest: ready, $(cat /sys/block/vda/size) sectors"
+
+kib=$(value kib)
+[ -z "$kib" ] || echo "$kib" >/sys/block/vda/queue/max_sectors_kb
 
 if [ "$what" = shell ]; then
     setsid cttyhack sh

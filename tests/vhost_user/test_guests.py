@@ -34,6 +34,7 @@ from tests.vhost_user.mortal import Mortal
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(280)]
 
 MIB = 16
+MANY = "tv.kib=16"  # small requests, so that many are in flight: only then can a log be missed
 
 
 @contextlib.contextmanager
@@ -182,8 +183,8 @@ def test_given_deaths_between_any_two_stores_the_guest_notices_nothing(
     mortal = f"{Mortal.__module__}:Mortal"
     options = f", shuffled: {shuffled}"
     with _board(tmp_path, device=mortal, options=options, charged=True) as sup:
-        verdict = _boot(VMMS[vmm](sup, f"tv.rounds=2 tv.mib={MIB}", verdict="disk0"))
-    assert verdict.kills >= 100
+        verdict = _boot(VMMS[vmm](sup, f"tv.rounds=1 tv.mib={MIB} {MANY}", verdict="disk0"))
+    assert verdict.kills >= 200
 
 
 @pytest.mark.parametrize("vmm", VMMS)
@@ -201,7 +202,7 @@ def test_given_the_log_ignored_the_guest_does_notice(vmm: str, tmp_path: Path) -
         await asyncio.gather(guest, return_exceptions=True)
 
     with _board(tmp_path, device=forgetful, charged=True) as sup:
-        machine = VMMS[vmm](sup, f"tv.rounds=2 tv.mib={MIB}", verdict="disk0")
+        machine = VMMS[vmm](sup, f"tv.rounds=2 tv.mib={MIB} {MANY}", verdict="disk0")
         asyncio.run(run(machine))
         assert noticed.search(transcript(machine)) or not (machine.verdict and machine.verdict.good)
 
