@@ -16,7 +16,8 @@ case $what in net | console) . "/guest_$what.sh" ;; esac
 tries=0
 while [ ! -b /dev/vda ] && [ $tries -lt 100 ]; do tries=$((tries + 1)); sleep 0.1; done
 [ -b /dev/vda ] || { echo "guest: there is no disk"; poweroff -f; }
-echo "guest: ready, $(cat /sys/block/vda/size) sectors"
+was=$(cat /sys/block/vda/size) # before anybody hears that we are ready, and lets it grow
+echo "guest: ready, $was sectors"
 
 kib=$(value kib)
 [ -z "$kib" ] || echo "$kib" >/sys/block/vda/queue/max_sectors_kb
@@ -27,7 +28,7 @@ if [ "$what" = shell ]; then
 fi
 
 if [ "$what" = grow ]; then # the disk does, and what is new of it is used
-    was=$(cat /sys/block/vda/size) now=$(cat /sys/block/vda/size)
+    now=$was
     while [ "$now" = "$was" ]; do sleep 0.1; now=$(cat /sys/block/vda/size); done
     dd if=/pattern of=/dev/vda bs=512 seek=$((now - 8)) count=8 oflag=direct conv=notrunc 2>/dev/null &&
         echo "guest: grown from $was to $now sectors"
