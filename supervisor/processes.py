@@ -52,7 +52,7 @@ class BrokenContract(Exception):
 
 
 class Owner(Protocol):
-    """Who is told of workers that have been taken. ``on_message`` may raise :class:`BrokenContract`."""
+    """Who is told of a worker that it has taken. ``on_message`` may raise :class:`BrokenContract`."""
 
     def on_forked(self, worker: WorkerProcess) -> None: ...
 
@@ -72,13 +72,12 @@ class Owner(Protocol):
 class Processes:
     """All worker processes, spares included."""
 
-    def __init__(self, reactor: Reactor, owner: Owner, preload: Sequence[str]) -> None:
+    def __init__(self, reactor: Reactor, preload: Sequence[str]) -> None:
         self._reactor = reactor
-        self._owner = owner
         self._launcher = Launcher(preload)
         self._launcher_fd = -1
         self._known: dict[int, WorkerProcess] = {}
-        self._taken: set[int] = set()
+        self._owners: dict[int, Owner] = {}  # of those that have been taken, by ticket
         self._kill_wanted: set[int] = set()
         self._spares: deque[WorkerProcess] = deque()
         self._zygote_losses: deque[int] = deque(maxlen=ZYGOTE_LOSSES_FORGIVEN + 1)
@@ -96,13 +95,13 @@ class Processes:
         self._launcher.start()
         self._follow_launcher()
 
-    def take(self) -> WorkerProcess:
-        """A worker for a device: a spare that has said Hello, or else one that is ordered now.
+    def take(self, owner: Owner) -> WorkerProcess:
+        """A worker for ``owner``: a spare that has said Hello, or else one that is ordered now.
 
         Raises :class:`~supervisor.errors.EnvironmentFault` where the system has no descriptors left.
         """
         worker = self._spares.popleft() if self._spares else self._order()
-        self._taken.add(worker.ticket)
+        self._owners[worker.ticket] = owner
         return worker
 
     def keep_spares(self, count: int) -> None:
@@ -113,7 +112,7 @@ class Processes:
     def refill(self) -> None:
         """Orders what is missing in spares. Called after a restart, so that it does not delay one."""
         with contextlib.suppress(EnvironmentFault):  # no descriptors to spare: the next death forks on demand
-            for _ in range(self._spares_wanted - (len(self._known) - len(self._taken))):
+            for _ in range(self._spares_wanted - (len(self._known) - len(self._owners))):
                 self._order()
 
     def kill(self, worker: WorkerProcess) -> None:
@@ -206,19 +205,22 @@ class Processes:
         assert worker.pidfd is not None  # noqa: S101 - the report says so
         worker.tube.target_pid = worker.pid
         self._reactor.watch(worker.pidfd.fileno(), lambda _mask: self._on_death(worker))
-        if worker.ticket in self._taken:
-            self._owner.on_forked(worker)
+        owner = self._owners.get(worker.ticket)
+        if owner is not None:
+            owner.on_forked(worker)
         if worker.ticket in self._kill_wanted or worker.mute:
             worker.kill()
 
     def _fail(self, worker: WorkerProcess, why: str) -> None:
-        if self._forget(worker):
-            self._owner.on_fork_failed(worker, why)
+        owner = self._forget(worker)
+        if owner is not None:
+            owner.on_fork_failed(worker, why)
 
     def _lose(self, worker: WorkerProcess) -> None:
         """Its zygote died before it could say whose it is, and so, by the kernel's hand, did the worker."""
-        if self._forget(worker):
-            self._owner.on_gone(worker, None)
+        owner = self._forget(worker)
+        if owner is not None:
+            owner.on_gone(worker, None)
 
     # -- hearing ---------------------------------------------------------------------------------
 
@@ -242,10 +244,11 @@ class Processes:
     def _judge(
         self, worker: WorkerProcess, message: WorkerMessage, pid: int | None, descriptors: list[Descriptor]
     ) -> None:
+        owner = self._owners.get(worker.ticket)
         if message.WhichOneof("body") != "hello":
-            if worker.ticket not in self._taken:
+            if owner is None:
                 raise BrokenContract("it speaks without a device")
-            self._owner.on_message(worker, message, descriptors)
+            owner.on_message(worker, message, descriptors)
             return
         hello = message.hello
         if hello.protocol_version != PROTOCOL_VERSION:
@@ -254,8 +257,8 @@ class Processes:
             raise BrokenContract(f"Hello with ticket {hello.ticket} from pid {pid}")
         _check_pidfd(descriptors, pid)
         worker.hello = True
-        if worker.ticket in self._taken:
-            self._owner.on_hello(worker)
+        if owner is not None:
+            owner.on_hello(worker)
         else:
             self._spares.append(worker)
 
@@ -273,8 +276,9 @@ class Processes:
         if not data:
             self._reactor.unwatch(worker.log.fileno())
             return False
-        if worker.ticket in self._taken:
-            self._owner.on_log(worker, data)
+        owner = self._owners.get(worker.ticket)
+        if owner is not None:
+            owner.on_log(worker, data)
         else:
             _log.warning("a spare worker says: %s", data.decode(errors="replace").rstrip())
         return True
@@ -323,8 +327,9 @@ class Processes:
             self._hear(worker)
         self._drain_log(worker, LOG_CHUNKS_AFTER_DEATH)
         wait_status = self._launcher.read_exit(worker)
-        if self._forget(worker):
-            self._owner.on_gone(worker, wait_status)
+        owner = self._forget(worker)
+        if owner is not None:
+            owner.on_gone(worker, wait_status)
         else:
             self.refill()
 
@@ -332,21 +337,20 @@ class Processes:
         self._reactor.unwatch(worker.tube.read_notifier.fileno())
         self._reactor.unwatch(worker.tube.close_notifier.fileno())
 
-    def _forget(self, worker: WorkerProcess) -> bool:
-        """Closes what we hold of it; true if somebody has taken it and is to be told."""
-        taken = worker.ticket in self._taken
+    def _forget(self, worker: WorkerProcess) -> Owner | None:
+        """Closes what we hold of it; returns who has taken it and is to be told."""
         self._unwatch_tube(worker)
         self._reactor.unwatch(worker.log.fileno())
         if worker.pidfd is not None:
             self._reactor.unwatch(worker.pidfd.fileno())
         self._launcher.forget(worker)
         del self._known[worker.ticket]
-        self._taken.discard(worker.ticket)
+        owner = self._owners.pop(worker.ticket, None)
         self._kill_wanted.discard(worker.ticket)
         if worker in self._spares:
             self._spares.remove(worker)
         worker.close()
-        return taken
+        return owner
 
 
 def _check_pidfd(descriptors: list[Descriptor], pid: int | None) -> None:

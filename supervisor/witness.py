@@ -7,6 +7,8 @@ and is replaced) the pidfd tells, later.
 
 from __future__ import annotations
 
+import logging
+
 from supervisor.errors import EnvironmentFault
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import SupervisorMessage, WorkerMessage
@@ -15,6 +17,7 @@ from supervisor.tube import Descriptor, TubeError
 
 __all__ = ["LIVES", "Witness"]
 
+_log = logging.getLogger("tubevisor")
 LIVES = 5  # of the witness: one that always dies is of no use here
 
 
@@ -46,11 +49,11 @@ class Witness:
             return
         self._lives -= 1
         try:
-            self._process = self._processes.take()
+            self._process = self._processes.take(self)
         except EnvironmentFault:
             return
         if self._process.hello:
-            self.on_hello()
+            self.on_hello(self._process)
 
     def _tell(self, ticket: int) -> None:
         message = SupervisorMessage()
@@ -64,13 +67,12 @@ class Witness:
         except TubeError:  # it is dead, or does not listen: then it is of no use
             self._processes.kill(self._process)
 
-    # -- of its process --------------------------------------------------------------------------
+    # -- Owner of its process --------------------------------------------------------------------
 
-    def is_process(self, worker: WorkerProcess) -> bool:
-        """True if ``worker`` is the witness's own process."""
-        return worker is self._process
+    def on_forked(self, worker: WorkerProcess) -> None:
+        """Its Hello is what counts."""
 
-    def on_hello(self) -> None:
+    def on_hello(self, worker: WorkerProcess) -> None:
         """It is there: it learns what it is, and whom to wait for."""
         message = SupervisorMessage()
         message.witness.SetInParent()
@@ -78,16 +80,26 @@ class Witness:
         for ticket in self._pages:
             self._tell(ticket)
 
-    def on_message(self, message: WorkerMessage) -> None:
+    def on_message(
+        self, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
+    ) -> None:
         """It has seen somebody die."""
         if message.WhichOneof("body") == "witnessed":
             self._processes.on_witnessed(message.witnessed.ticket)
 
-    def on_gone(self) -> None:
+    def on_log(self, worker: WorkerProcess, data: bytes) -> None:
+        """What it has to say of itself."""
+        _log.debug("the witness says: %s", data.decode(errors="replace").rstrip())
+
+    def on_gone(self, worker: WorkerProcess, wait_status: int | None) -> None:
         """It is dead itself: another one takes its place."""
         self._process = None
         if self._pages:
             self._order()
+
+    def on_fork_failed(self, worker: WorkerProcess, why: str) -> None:
+        """It has never lived: the next one may."""
+        self.on_gone(worker, None)
 
     def close(self) -> None:
         """Gives the pages back; its process ends with all the others."""

@@ -58,7 +58,7 @@ class Workers:
         self._clock = clock
         self._seats: dict[str, Seat] = {}
         self._by_ticket: dict[int, Seat] = {}
-        self.processes = Processes(reactor, self, _preload(config))
+        self.processes = Processes(reactor, _preload(config))
         self._conversation = Conversation(reactor, lambda: self._clock(), self._on_ready)
         self._witness = Witness(self.processes)
         self._departed: list[RemoteHandle] = []
@@ -179,7 +179,7 @@ class Workers:
         seat = self._seats[name]
         seat.prepare(generation)
         try:
-            worker = self.processes.take()
+            worker = self.processes.take(self)
         except EnvironmentFault as error:
             self._reactor.post(SpawnFailed(name, generation, f"{error}: {error.__cause__}"))
             return
@@ -244,44 +244,27 @@ class Workers:
     # -- Owner of the processes ------------------------------------------------------------------
 
     def on_forked(self, worker: WorkerProcess) -> None:
-        if self._witness.is_process(worker):
-            return
         seat = self._by_ticket[worker.ticket]
         self._reactor.post(Forked(seat.name, seat.generation))
 
     def on_hello(self, worker: WorkerProcess) -> None:
-        if self._witness.is_process(worker):
-            self._witness.on_hello()
-            return
         self._conversation.assign(self._by_ticket[worker.ticket])
 
     def on_message(
         self, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
     ) -> None:
-        if self._witness.is_process(worker):
-            self._witness.on_message(message)
-            return
         self._conversation.hear(self._by_ticket[worker.ticket], worker, message, descriptors)
 
     def on_log(self, worker: WorkerProcess, data: bytes) -> None:
-        if self._witness.is_process(worker):
-            _log.debug("the witness says: %s", data.decode(errors="replace").rstrip())
-            return
         seat = self._by_ticket[worker.ticket]
         _pass_on(seat, seat.log.feed(data))
 
     def on_fork_failed(self, worker: WorkerProcess, why: str) -> None:
-        if self._witness.is_process(worker):
-            self._witness.on_gone()
-            return
         seat = self._leave(worker)
         self._settle(seat, charged=False)
         self._reactor.post(SpawnFailed(seat.name, seat.generation, why))
 
     def on_gone(self, worker: WorkerProcess, wait_status: int | None) -> None:
-        if self._witness.is_process(worker):
-            self._witness.on_gone()
-            return
         self._witness.forget(worker)
         seat = self._leave(worker)
         _pass_on(seat, seat.log.finish())
