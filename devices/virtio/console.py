@@ -17,21 +17,18 @@ Both compare with one set-up of the ring. Another driver gets an in-flight log t
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
 from typing import Final
 
 from supervisor.device import Context
 from supervisor.errors import LocalError
-from supervisor.vhost_user import BrokenChain, BrokenRing, SplitQueue, VirtioDevice
+from supervisor.vhost_user import BrokenChain, SplitQueue, VirtioDevice
 
 RX, TX = 0, 1
 
 F_SIZE = 1 << 0
 
-BATCH = 8  # requests that are committed and given back together: each waits for the first of them
-TURN = 256  # requests after which it is the supervisor's turn, and that of the other direction
 PIECE_BYTES: Final = 1 << 14  # emitted between two commits: half of what a journal has room for
 OUTPUT_COSTS = 32  # of a piece, beside its bytes: a guest may cut what it says into single ones
 WAITING_BYTES: Final = 1 << 20  # for a guest that does not read, or is not there: it is all in each commit
@@ -62,11 +59,6 @@ class Console(VirtioDevice):
         self.taken = [-1, -1]  # by queue; negative until a driver has set it up
         self.sent = 0
         self._behind = 0  # requests whose outputs are committed, to be given back
-        self._tx: SplitQueue | None = None
-        self._again = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def stop(self) -> None:
-        os.close(self._again)
 
     def features(self) -> int:
         return F_SIZE if self.ctx.options.cols else 0
@@ -93,21 +85,19 @@ class Console(VirtioDevice):
                 self._behind = self.sent = 0
             if is_another or index == RX:
                 self.taken[index] = queue.used_idx
-        self._tx = queues.get(TX)
-        self.ctx.watch(self._again, self._next_turn)
         self.commit()
 
-    def process(self, queue: SplitQueue, index: int) -> None:
-        if index == RX:
-            self._receive(queue)
-        else:
-            self._transmit(queue)
+    def process(self, queue: SplitQueue, index: int) -> bool:
+        if index == TX:
+            return super().process(queue, index)
+        self._receive(queue)
+        return False
 
     def resume(self, queue: SplitQueue, index: int, heads: list[int]) -> None:
         """What the process before had fetched comes first; an empty buffer is as good in the ring."""
         if index == TX:
             for head in heads:
-                self._say(queue, [head])
+                self.execute_batch(queue, TX, [head])
         elif not queue.put_back(heads):
             for head in heads:
                 self._fill(queue, head)
@@ -126,30 +116,7 @@ class Console(VirtioDevice):
 
     # -- from the guest --------------------------------------------------------------------------
 
-    def _transmit(self, queue: SplitQueue) -> None:
-        queue.ignore_kicks()
-        for _ in range(TURN // BATCH):
-            heads = queue.fetch(BATCH)
-            if heads:
-                self._say(queue, heads)
-            elif queue.wait_for_kick():
-                return
-            else:
-                queue.ignore_kicks()
-        os.eventfd_write(self._again, 1)
-
-    def _next_turn(self) -> None:
-        os.eventfd_read(self._again)
-        queue = self._tx
-        if queue is None:
-            return
-        try:
-            self._transmit(queue)
-        except BrokenRing as error:  # it is left alone until its next kick, which says so
-            self.ctx.logger.error("queue %d is broken: %s", TX, error)
-            queue.wait_for_kick()
-
-    def _say(self, queue: SplitQueue, heads: list[int]) -> None:
+    def execute_batch(self, queue: SplitQueue, index: int, heads: list[int]) -> None:
         """Emits what requests say, commits that, and then gives them back."""
         uncommitted = 0
         for head in heads:

@@ -17,8 +17,6 @@ doubled.
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,13 +41,14 @@ ETHERNET_BYTES = 14  # the least that a frame has
 SCRATCH_BYTES = 1 << 17  # more than any frame: what does not fit into a chain
 MOST_BUFFERS = 1000  # of a chain: one call takes 1024
 BATCH = 32  # buffers that are fetched and published together, at most
-TURN = 256  # frames in one direction, after which it is the other's turn, and the supervisor's
+TURN = 256  # frames that are received, after which it is the turn of others, and of the supervisor
 
 
 class Net(VirtioDevice):
     """One card with two queues. ``tap`` or ``peer`` is where its cable goes; ``mac`` is its address."""
 
     device_id = 1
+    batch = BATCH
 
     @dataclass
     class Options:
@@ -67,17 +66,14 @@ class Net(VirtioDevice):
         self._mac = _mac(options.mac) if options.mac else b""
         self.dropped = 0  # frames that came and could not be had
         self._rx: SplitQueue | None = None
-        self._tx: SplitQueue | None = None
         self._mergeable = False
         self._starved = True
         self._watched = -1
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self.port: Port = Tap(options.tap) if options.tap else Cable(ctx, options.peer, self._watch_port)
-        self._again = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def stop(self) -> None:
         self.port.close()
-        os.close(self._again)
 
     def features(self) -> int:
         offered = F_MRG_RXBUF | (F_MAC if self._mac else 0)
@@ -98,16 +94,15 @@ class Net(VirtioDevice):
         self._header_bytes = HEADER_BYTES if modern else LEGACY_HEADER_BYTES
         self._shortest = self._header_bytes + ETHERNET_BYTES
         self._header_of_one = self._header(1)
-        self._rx, self._tx = queues.get(RX), queues.get(TX)
-        self.ctx.watch(self._again, lambda: self._guarded(self._next_turn))
+        self._rx = queues.get(RX)
         offloads = sum(flag for feature, flag in TO_THE_GUEST.items() if features & feature)
         self.port.plug_in(self._header_bytes, offloads)
 
-    def process(self, queue: SplitQueue, index: int) -> None:
-        if index == RX:
-            self._receive()
-        else:
-            self._transmit()
+    def process(self, queue: SplitQueue, index: int) -> bool:
+        if index == TX:
+            return super().process(queue, index)
+        self._receive()
+        return False  # what there is to receive from says when there is more
 
     def resume(self, queue: SplitQueue, index: int, heads: list[int]) -> None:
         """What was to be sent is sent again; buffers that no frame has come into go back into the ring."""
@@ -122,40 +117,7 @@ class Net(VirtioDevice):
                 queue.complete(head, 0)
             queue.flush()
 
-    def _guarded(self, work: Callable[[], None]) -> None:
-        """What a descriptor has caused: a broken ring is left alone until its next kick, which says so."""
-        try:
-            work()
-        except BrokenRing as error:
-            self.ctx.logger.error("a queue is broken: %s", error)
-            self._starved = True
-            self._watch_port()
-            for queue in (self._rx, self._tx):
-                if queue is not None:
-                    queue.wait_for_kick()
-
     # -- sending ---------------------------------------------------------------------------------
-
-    def _transmit(self) -> None:
-        queue = self._tx
-        if queue is None:
-            return
-        queue.ignore_kicks()
-        for _ in range(TURN // BATCH):
-            heads = queue.fetch(BATCH)
-            if not heads:
-                if queue.wait_for_kick():
-                    return
-                queue.ignore_kicks()
-                continue
-            for head in heads:
-                self._execute(queue, TX, head)
-            queue.flush()
-        os.eventfd_write(self._again, 1)
-
-    def _next_turn(self) -> None:
-        os.eventfd_read(self._again)
-        self._transmit()
 
     def execute(self, chain: Chain, index: int) -> int:
         views = chain.readable
@@ -176,7 +138,18 @@ class Net(VirtioDevice):
             self.ctx.unwatch(self._watched)
         self._watched = wanted
         if wanted >= 0:
-            self.ctx.watch(wanted, lambda: self._guarded(self._receive))
+            self.ctx.watch(wanted, self._receive_some)
+
+    def _receive_some(self) -> None:
+        """Something has come. A broken ring is left alone until its next kick, which says so."""
+        try:
+            self._receive()
+        except BrokenRing as error:
+            self.ctx.logger.error("queue %d is broken: %s", RX, error)
+            self._starved = True
+            self._watch_port()
+            if self._rx is not None:
+                self._rx.wait_for_kick()
 
     def _receive(self) -> None:
         queue = self._rx

@@ -315,7 +315,21 @@ class SplitQueue:
             return not self._avail[0] & AVAIL_NO_INTERRUPT
         event = self._avail[self._used_event]
         new, old = self.used_idx, self._signalled
-        return ((new - event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
+        span = (new - old) & 0xFFFF
+        if span > self.size:  # a driver is never further behind, and a span must not come round to 0
+            self._signalled = (new - self.size) & 0xFFFF
+        return ((new - event - 1) & 0xFFFF) < span
+
+    def remind(self) -> None:
+        """Interrupts the driver if what was published last is a thing that it waits for after all.
+
+        A driver says what it waits for and then looks whether it is there, with a full fence in between, and
+        so do we the other way round: one of the two sees the other. Under an emulator that leaves a guest's
+        fences out neither may (QEMU before 8.1 does with a single emulated processor), and then both wait.
+        Some time later everything has been stored and can be seen.
+        """
+        if self.used_idx != self._signalled and self._is_wanted():
+            self.signal()
 
     def signal(self) -> None:
         """Interrupts the driver, whether it wants that or not: one too many is always allowed."""

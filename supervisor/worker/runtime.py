@@ -35,6 +35,7 @@ BATCH_NS = 5_000_000  # so that slow inputs are seen to move, and little is hand
 SPIN_LOOKS = 40  # looks at the ring between two looks at the clock
 SPIN_MIN_NS = 10_000  # a reply is often followed by a request
 SPIN_MAX_NS = 200_000  # a few times what a wake-up costs
+LOOK_AGAIN_S = 0.001  # store buffers are empty long before, and busy rings never wait so long
 LOOKS_AT_TUBE = 256  # batches after which a busy worker looks whether the supervisor has spoken
 
 
@@ -88,6 +89,7 @@ class Runtime:
         self._stopping = False
         self._batch = 1
         self._spin_ns = SPIN_MIN_NS
+        self._looks_again = False  # at the rings, before it sleeps for long
         self._session: Session
         self._attachment: Attachment | None = None
 
@@ -180,6 +182,9 @@ class Runtime:
                     self._hear(0)
             elif self._stopping:
                 break
+            elif self._attachment is not None and self._attachment.has_more:
+                self._handle_watched(self._attachment.go_on)
+                self._serve_descriptors(self._epoll.poll(0), watched=True)
             else:
                 self._sleep()
         try:
@@ -209,6 +214,7 @@ class Runtime:
         self._commit(number, Failed.PHASE_REQUEST)
         if self._attachment is not None and self._attachment.shows_inputs:
             self._handle_watched(self._attachment.show_inputs)
+            self._looks_again = True
             self._commit(number, Failed.PHASE_REQUEST)
 
     def _commit(self, applied: int, phase: Failed.Phase.ValueType) -> None:
@@ -253,6 +259,7 @@ class Runtime:
                     return
             os.sched_yield()  # whoever has work goes first
             if self._watched and (ready := self._epoll.poll(0)):  # a guest's kick does not wait for the spin
+                self._learn_to_spin(ready, 0)
                 self._serve_descriptors(ready)
                 return
             now_ns = time.monotonic_ns()
@@ -262,20 +269,34 @@ class Runtime:
                 pass
         # What was handed over while an input's payload was waited for makes no descriptor readable.
         awake = words[layout.SUBMITTED] != applied or self._handed
-        ready = [] if awake else self._epoll.poll(self._timeout_s)
+        looks_again = self._looks_again
+        ready = [] if awake else self._epoll.poll(LOOK_AGAIN_S if looks_again else self._timeout_s)
         words[layout.WORKER_SLEEPS] = 0
-        self._learn_to_spin(time.monotonic_ns() - now_ns)
-        self._serve_descriptors(ready)
+        if ready or not looks_again:
+            self._learn_to_spin(ready, time.monotonic_ns() - now_ns)
+            self._serve_descriptors(ready)
+        elif not awake:
+            self._look_again()
 
-    def _learn_to_spin(self, slept_ns: int) -> None:
+    def _learn_to_spin(self, ready: list[tuple[int, int]], slept_ns: int) -> None:
         """As KVM polls before it halts: who was woken soon had better spun longer, who slept long less."""
-        if slept_ns < SPIN_MAX_NS:
-            self._spin_ns = min(SPIN_MAX_NS, 2 * self._spin_ns)
+        if any(fd in self._watched for fd, _mask in ready):
+            self._spin_ns = 0  # a guest has better use for the core, and its kick needs no spin to be seen
+        elif slept_ns < SPIN_MAX_NS:
+            self._spin_ns = min(SPIN_MAX_NS, max(SPIN_MIN_NS, 2 * self._spin_ns))
         else:
             self._spin_ns = max(SPIN_MIN_NS, self._spin_ns // 2)
 
-    def _serve_descriptors(self, ready: list[tuple[int, int]]) -> None:
-        watched = False
+    def _look_again(self) -> None:
+        """All has been quiet for a moment: it may be a kick or an interrupt that is missing."""
+        attachment = self._attachment
+        self._looks_again = False
+        if attachment is not None:
+            self._handle_watched(attachment.look_again)
+            self._commit(self._committer.applied, Failed.PHASE_REQUEST)
+
+    def _serve_descriptors(self, ready: list[tuple[int, int]], *, watched: bool = False) -> None:
+        """``watched``: one has been served already, and its effects are to be committed."""
         for fd, _mask in ready:
             if fd == self._tube.fileno():
                 self._hear(0)
@@ -286,6 +307,7 @@ class Runtime:
             self._handle_watched(self._handed.popleft())
             watched = True
         if watched:
+            self._looks_again = True
             self._commit(self._committer.applied, Failed.PHASE_REQUEST)
 
     def _handle_watched(self, handler: Callable[[], None]) -> None:

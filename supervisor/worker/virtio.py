@@ -65,6 +65,7 @@ class Attachment:
         self._unwatch = unwatch
         self._served: list[_Served] = []
         self._unserved: list[tuple[int, int]] = []  # (index, position) of rings that cannot be what they are
+        self._unfinished: list[_Served] = []  # whose turn was over before the ring was empty
         self._owned: list[int] = []
         self.memory = GuestMemory()
         self._log_memory: Any = None
@@ -148,7 +149,18 @@ class Attachment:
         for one in self._served:
             if one.kick_fd >= 0:
                 self._guarded(one, lambda one=one: self._listen(one))  # type: ignore[misc]
-            self._guarded(one, lambda one=one: device.process(one.queue, one.index))  # type: ignore[misc]
+            self._process(one)
+
+    @property
+    def has_more(self) -> bool:
+        """True if a ring's turn was over before it was empty."""
+        return bool(self._unfinished)
+
+    def go_on(self) -> None:
+        """The next turn of each ring that has more."""
+        unfinished, self._unfinished = self._unfinished, []
+        for one in unfinished:
+            self._process(one)
 
     @property
     def shows_inputs(self) -> bool:
@@ -157,10 +169,16 @@ class Attachment:
 
     def show_inputs(self) -> None:
         """Inputs have been committed: the driver may see what they have caused."""
-        device = self._device
         for one in self._served:
-            if one.index in device.input_queues:
-                self._guarded(one, lambda one=one: device.process(one.queue, one.index))  # type: ignore[misc]
+            if one.index in self._device.input_queues:
+                self._process(one)
+
+    def look_again(self) -> None:
+        """What a kick or an interrupt should have said and has not: see ``SplitQueue.remind``."""
+        for one in self._served:
+            if one.queue.has_more:
+                self._process(one)
+            one.queue.remind()
 
     def _resume(self, one: _Served, poison: set[int]) -> None:
         left = one.queue.recover()
@@ -186,7 +204,15 @@ class Attachment:
             has_rung = False
         if not has_rung:  # it would be readable for ever: nobody will ring it any more
             self._unwatch(one.kick_fd)
-        self._guarded(one, lambda: self._device.process(one.queue, one.index))
+        self._process(one)
+
+    def _process(self, one: _Served) -> None:
+        def process() -> None:
+            has_more = self._device.process(one.queue, one.index)
+            if has_more and one not in self._unfinished:
+                self._unfinished.append(one)
+
+        self._guarded(one, process)
 
     def _guarded(self, one: _Served, work: Callable[[], None]) -> None:
         if one.broken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import NoReturn
 
 from devices.virtio.blk import Blk
 from supervisor.vhost_user import SplitQueue
@@ -15,7 +16,7 @@ FUTEX_WAKE = 1
 class Liar(Blk):
     """Says with its first request that it is dead, and lives on."""
 
-    def process(self, queue: SplitQueue, index: int) -> None:
+    def process(self, queue: SplitQueue, index: int) -> NoReturn:
         word = ctypes.c_uint32.from_buffer(lifeline._held[0])
         word.value |= lifeline.OWNER_DIED
         ctypes.CDLL(None).syscall(SYS_FUTEX, ctypes.byref(word), FUTEX_WAKE, 1, None, None, 0)

@@ -89,8 +89,9 @@ class Card:
         self.kick(RX)
         self.kick(TX)
 
-    def kick(self, index: int) -> None:
-        self.device.process(self.queues[index], index)
+    def kick(self, index: int) -> bool:
+        """True if there is more to do."""
+        return self.device.process(self.queues[index], index)
 
     def post(self, *lengths: int) -> int:
         """Gives a chain of empty buffers to receive into."""

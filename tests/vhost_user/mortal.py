@@ -70,17 +70,16 @@ class Mortal(_Dying, blk.Blk):
         lines: int = 3000
         shuffled: bool = True
 
-    def process(self, queue: SplitQueue, index: int) -> None:
+    def process(self, queue: SplitQueue, index: int) -> bool:
         if not self.ctx.options.shuffled:
-            super().process(queue, index)
-            return
+            return super().process(queue, index)
         under_way: list[int] = []
         queue.ignore_kicks()
         while True:
             under_way += queue.fetch(HELD - len(under_way))
             if not under_way:
                 if queue.wait_for_kick():
-                    return
+                    return False
                 queue.ignore_kicks()
                 continue
             random.shuffle(under_way)

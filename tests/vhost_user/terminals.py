@@ -34,7 +34,6 @@ class Desk:
         self.applied = 0
         self._committed: bytes | None = None
         self._now = 0
-        self._again: list[int] = []
         self.plug_in()
 
     def plug_in(self, first: int = 0) -> None:
@@ -77,16 +76,12 @@ class Desk:
 
     def boot(self) -> None:
         """A process: starts, takes up what is committed, attaches and looks at each ring, as a worker."""
-        for fd in self._again:
-            os.close(fd)  # of a process that is no more
-        self._again.clear()
         self.loop = Loop("console0", {})
         self.session = Session(Console, Launch(name="console0", options=self.options), self.loop)
         self.session.start(0)
         device = self.session.device
         assert isinstance(device, Console)
         self.device = device
-        self._again.append(device._again)
         if self._committed is not None:
             device.restore(self._committed, device.state_version)
             self.applied = self._now
@@ -107,9 +102,8 @@ class Desk:
             self.commit()
             self.device.process(self.queues[RX], RX)
         for index in (TX, RX):
-            self.device.process(self.queues[index], index)
-        while self.loop.turn():
-            pass
+            while self.device.process(self.queues[index], index):
+                pass
         self.commit()
 
     def commit(self) -> None:

@@ -360,5 +360,6 @@ def test_given_request_that_kills_it_is_failed_and_the_others_are_served(vmm: Vm
         driver.take()
         assert time.monotonic() < deadline, driver.used
     assert [guest.view(at, 1)[0] for at in status.values()] == [OK, IOERR, OK]
-    # The first death is in a batch, and the first of it is suspected; then three of the one alone.
-    assert vmm.sup["disk"].generation == 5
+    # Three of the one alone. If the first request was not slow, and published alone, there is one death more,
+    # in a batch, of which the first is suspected.
+    assert vmm.sup["disk"].generation in (4, 5)

@@ -290,10 +290,10 @@ def test_given_much_to_send_the_other_direction_gets_its_turn(cards: tuple[Card,
         return real(limit)
 
     queue.fetch = endless  # type: ignore[method-assign]
-    a.kick(TX)
+    assert a.kick(TX)
     position = queue.position
     assert position < 2 * TURN
-    assert a.loop.turn()
+    assert a.kick(TX)
     assert queue.position > position
 
 

@@ -238,6 +238,44 @@ def test_given_event_index_the_driver_is_interrupted_when_it_is_passed(call_fd: 
     assert _calls(call_fd) == 1
 
 
+def test_given_driver_that_polls_for_long_its_wish_is_seen_all_the_same(call_fd: int) -> None:
+    """Indices come round: 65,536 requests without an interrupt are not as if there had been none."""
+    driver = Driver(Guest(4 << 20), 8, event_idx=True)
+    device = driver.device(call_fd=call_fd)
+    device.recover()
+    driver.want_interrupt_after(0)
+    _round(driver, device, 1)
+    assert _calls(call_fd) == 1
+    for _ in range(65536 // 8 - 1):
+        driver.want_interrupt_after(driver.position + 1000)
+        _round(driver, device, 8)
+    assert _calls(call_fd) == 0
+    driver.want_interrupt_after(driver.position)
+    _round(driver, device, 8)
+    assert _calls(call_fd) == 1
+
+
+def test_given_wish_that_comes_too_late_it_is_reminded_of_once(call_fd: int) -> None:
+    """As under an emulator without fences: what was published is what the driver waits for after all."""
+    driver = Driver(Guest(), 8, event_idx=True)
+    device = driver.device(call_fd=call_fd)
+    device.recover()
+    driver.want_interrupt_after(0)
+    _round(driver, device, 1)
+    assert _calls(call_fd) == 1
+    device.remind()
+    _round(driver, device, 3)
+    device.remind()
+    assert _calls(call_fd) == 0, "it waits for nothing"
+    driver.want_interrupt_after(2)
+    for calls in (1, 0):
+        device.remind()
+        assert _calls(call_fd) == calls
+    driver.want_interrupt_after(4)
+    device.remind()
+    assert _calls(call_fd) == 0, "that is still to come"
+
+
 def test_given_pipe_full_of_interrupts_nobody_waits() -> None:
     """User-Mode Linux hands over a pipe: one that is full means that an interrupt is pending."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import psutil
 import pytest
 
 from devices.virtio.blk import F_FLUSH, IN, OK, OUT, SECTOR
@@ -213,3 +214,74 @@ def test_given_broken_ring_its_worker_lives_and_says_so(rig: Rig) -> None:
     for _ in range(20):
         rig.sup.dispatch(0.01)
     assert (rig.sup["disk"].pid, rig.sup["disk"].generation) == (pid, generation)
+
+
+class Forgetter:
+    """A guest in an emulator that leaves fences out: one request at a time, and a bell that is not rung."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.request = [(rig.guest.allocate(length), length) for length in (16, SECTOR, 1)]
+        rig.guest.view(self.request[0][0], 16)[:] = struct.pack("<IIQ", IN, 0, 0)
+        rig.attach()
+        self.until = time.monotonic() + DEADLINE_S
+        self.offer(kicks=True)
+        while not self.has_come(0.05):
+            rig.sup.dispatch()
+            self.check()
+
+    def check(self) -> None:
+        assert time.monotonic() < self.until, "a worker whose guest forgot its bell has not looked again"
+
+    def offer(self, *, kicks: bool) -> None:
+        header, data, status = self.request
+        self.rig.driver.offer((*header, False), (*data, True), (*status, True))
+        if kicks:
+            self.rig.kick()
+
+    def has_come(self, seconds: float) -> bool:
+        """True once the request is used, false if it is not within ``seconds``."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.rig.driver.take():
+                return True
+        return False
+
+    def see_it_sleep(self) -> None:
+        """Waits until the worker waits for a kick and sleeps."""
+        driver, worker = self.rig.driver, psutil.Process(self.rig.sup["disk"].pid)
+        while driver.kick_wanted_at != driver.position or worker.status() != psutil.STATUS_SLEEPING:
+            self.check()
+
+
+def test_given_kick_that_is_lost_the_worker_looks_again(rig: Rig) -> None:
+    """A guest that has not seen that it should kick: what it offers soon after the last one is taken."""
+    guest = Forgetter(rig)
+    while True:  # a machine that is busy may have let the moment pass
+        guest.offer(kicks=True)
+        assert guest.has_come(DEADLINE_S)
+        guest.see_it_sleep()
+        guest.offer(kicks=False)
+        if guest.has_come(0.02):
+            return
+        guest.check()
+        rig.kick()
+        assert guest.has_come(DEADLINE_S)
+
+
+def test_given_interrupt_that_is_lost_the_worker_looks_again(rig: Rig) -> None:
+    """A guest whose wish was not seen: what it waits for, and has been there before, is said soon after."""
+    guest, driver, call_fd = Forgetter(rig), rig.driver, rig.fds["call"]
+    while True:
+        driver.want_interrupt_after(driver.position + 100)
+        guest.offer(kicks=True)
+        assert guest.has_come(DEADLINE_S)
+        guest.see_it_sleep()
+        try:
+            os.eventfd_read(call_fd)  # of the time before
+        except BlockingIOError:
+            pass
+        driver.want_interrupt_after(driver.position - 1)
+        if select.select([call_fd], [], [], 0.02)[0]:
+            return
+        guest.check()
