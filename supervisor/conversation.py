@@ -58,7 +58,7 @@ class Conversation:
         self._reactor.post(Hello(seat.name, seat.generation))
         assign = seat.assignment(self._clock())
         message = SupervisorMessage(generation=seat.generation, assign=assign)
-        seat.assigned = True
+        seat.assigned, seat.assigned_ns = True, time.monotonic_ns()
         self._tell(seat, message, (ledger.journal_fd, ledger.doorbell_fd, ledger.answer_fd))
         if seat.stop_wanted:
             self.ask_to_stop(seat)
@@ -117,7 +117,7 @@ class Conversation:
         except LocalError as error:
             raise BrokenContract(str(error)) from error
         seat.handle.set_map(register_map)
-        seat.ready = True
+        seat.ready, seat.start_ns = True, time.monotonic_ns() - seat.assigned_ns
         seat.start_fresh = False
         if message.ready.HasField("virtio"):
             seat.offer = message.ready.virtio

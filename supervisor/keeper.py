@@ -55,7 +55,7 @@ class Served(Protocol):
         """What the device offers its driver; ``None`` before its first worker has said it."""
 
     def attach(self, attach: Attach, descriptors: tuple[Any, ...]) -> bool:
-        """Hands the queues to the worker that serves; false if none does."""
+        """Hands the queues to the worker that serves, or will in a moment; false if none does."""
 
     def replace(self) -> None:
         """Has the worker end, in order, and another one start."""
@@ -129,7 +129,8 @@ class Keeper:
         self._connection: _Connection | None = None
         self._poison = poison
         self._blame: dict[tuple[int, int, int], int] = {}  # deaths by (ring, head, place in the order)
-        self._attached = False  # the worker has the queues
+        self._attached = False  # the worker has the queues, or finds them when it is ready
+        self._ready = False  # the worker serves
         self._draining = False  # it is to end before anything goes on
         self._unsettled = False  # the last worker has died without saying where it left its rings
         self._deadline: Timer | None = None  # of a drain
@@ -318,8 +319,15 @@ class Keeper:
         self._served.replace()
         self._deadline = self._reactor.call_at(self._now_ns() + DRAIN_NS, self._served.kill)
 
+    def worker_assigned(self) -> None:
+        """A worker is on its way: if nothing else comes first, it finds the queues when it is ready."""
+        connection = self._connection
+        if connection is not None and not connection.waiting and not self._draining:
+            self._serve()
+
     def worker_ready(self) -> None:
         """A worker serves: it gets what is to be served."""
+        self._ready = True
         self._draining = False
         self._look_at_the_offer()
         self._pump()
@@ -358,7 +366,8 @@ class Keeper:
 
         ``charged`` says that nobody has killed it on purpose.
         """
-        was_attached, self._attached = self._attached, False
+        was_attached = self._attached and self._ready  # or it has not looked at the queues
+        self._attached = self._ready = False
         if was_attached and charged and not positions and self._connection is not None:
             self._blame_the_oldest(self._connection.setup)
         if self._deadline is not None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Keepers"]
 
+FAST_START_NS = 20_000_000  # a worker that takes longer is not asked to get out of the way before it is ready
 Attacher = Callable[[Seat, Attach, tuple[object, ...]], None]
 
 
@@ -71,6 +72,12 @@ class Keepers:
             )
             self._keepers[seat.name] = keeper
         keeper.worker_ready()
+
+    def worker_assigned(self, seat: Seat) -> None:
+        """A worker is about to become the device."""
+        keeper = self._keepers.get(seat.name)
+        if keeper is not None:
+            keeper.worker_assigned()
 
     def worker_gone(self, seat: Seat, *, charged: bool) -> None:
         """A device's worker is gone; ``charged`` says that nobody has killed it on purpose."""
@@ -133,7 +140,8 @@ class _Served:
         return self._seat.offer
 
     def attach(self, attach: Attach, descriptors: tuple[object, ...]) -> bool:
-        if not self._seat.ready:
+        seat = self._seat
+        if not (seat.ready or (seat.assigned and seat.start_ns < FAST_START_NS)):
             return False
         self._attach(self._seat, attach, descriptors)
         return True

@@ -41,6 +41,7 @@ LOG_CHUNKS_AFTER_DEATH = 16  # a pipe holds 64 KiB; a grandchild that writes on 
 ZYGOTE_SILENCE_NS = 5_000_000_000  # a loaded one reports a fork every few ms
 ZYGOTE_LOSSES_FORGIVEN = 3
 ZYGOTE_LOSSES_PERIOD_NS = 60_000_000_000
+REFILL_AFTER_NS = 3_000_000  # a spare takes a core for as long, and others may be dying
 MESSAGES_PER_ROUND = 64  # of one worker: a flood must not keep the others waiting
 
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -84,6 +85,7 @@ class Processes:
         self._zygote_heard = 0
         self._zygote_watched = False
         self._spares_wanted = 0
+        self._refills = False  # before long
 
     @property
     def zygote_pid(self) -> int | None:
@@ -109,11 +111,18 @@ class Processes:
         self._spares_wanted = count
         self.refill()
 
+    def refill_soon(self) -> None:
+        """As :meth:`refill`, once a device that has just been restarted has had time to answer."""
+        if not self._refills and len(self._known) - len(self._owners) < self._spares_wanted:
+            self._refills = True
+            self._reactor.call_at(time.monotonic_ns() + REFILL_AFTER_NS, self.refill)
+
     def refill(self) -> None:
-        """Orders what is missing in spares. Called after a restart, so that it does not delay one."""
+        """Orders what is missing in spares."""
+        self._refills = False
         with contextlib.suppress(EnvironmentFault):  # no descriptors to spare: the next death forks on demand
             for _ in range(self._spares_wanted - (len(self._known) - len(self._owners))):
-                self._order()
+                self._order(spare=True)
 
     def kill(self, worker: WorkerProcess) -> None:
         """SIGKILL, now or as soon as there is a process."""
@@ -161,8 +170,8 @@ class Processes:
 
     # -- launching -------------------------------------------------------------------------------
 
-    def _order(self) -> WorkerProcess:
-        worker = self._launcher.fork()
+    def _order(self, *, spare: bool = False) -> WorkerProcess:
+        worker = self._launcher.fork(spare=spare)
         self._follow_launcher()
         self._known[worker.ticket] = worker
         self._watch_zygote()

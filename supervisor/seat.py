@@ -101,6 +101,8 @@ class Seat:
     log: LogTail = field(default_factory=LogTail)
     heartbeat: tuple[int, int] = (0, 0)  # the counter, and when it was seen to move (host ns)
     look_due_ns: int = 0
+    assigned_ns: int = 0  # when (host time)
+    start_ns: int = 0  # from then until ready, the last time
     watch_timer: Timer | None = None
 
     @property

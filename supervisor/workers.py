@@ -188,7 +188,7 @@ class Workers:
         if worker.pidfd is not None:
             self._reactor.post(Forked(name, generation))
         if worker.hello:
-            self._conversation.assign(seat)
+            self._assign(seat)
 
     def ask_stop(self, name: str, generation: int) -> None:
         seat = self._seats[name]
@@ -248,7 +248,11 @@ class Workers:
         self._reactor.post(Forked(seat.name, seat.generation))
 
     def on_hello(self, worker: WorkerProcess) -> None:
-        self._conversation.assign(self._by_ticket[worker.ticket])
+        self._assign(self._by_ticket[worker.ticket])
+
+    def _assign(self, seat: Seat) -> None:
+        self._conversation.assign(seat)
+        self._keepers.worker_assigned(seat)
 
     def on_message(
         self, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
@@ -292,7 +296,7 @@ class Workers:
         except TubevisorError as error:
             return f"{error}: {error.__cause__}" if error.__cause__ else str(error)
         self._keep_watch(seat)
-        self.processes.refill()  # after a restart, so that it does not delay one
+        self.processes.refill_soon()
         return ""
 
     def _leave(self, worker: WorkerProcess) -> Seat:
@@ -377,7 +381,7 @@ def _preload(config: Config) -> list[str]:
         if device.device_class.startswith("devices.")
     }
     if any(device.vhost_user is not None for device in config.devices):
-        built_in.add("supervisor.worker.virtio")
+        built_in.add("supervisor.worker.virtio_rehearsal")  # and with it what attaches queues
     return [*config.supervisor.preload, *sorted(built_in)]
 
 

@@ -49,6 +49,7 @@ class WorkerProcess:
     lost: bool = False  # the zygote died before it could report the fork
     mute: bool = False  # its Tube is at its end
     broke: str = ""  # how it has broken the contract, if it has
+    spare: bool = False  # was ordered before anybody needed it
 
     def kill(self) -> None:
         """SIGKILL through the pidfd, so that no stranger can be hit. A process that is gone is no error."""
@@ -166,18 +167,19 @@ class Launcher:
             theirs.close()
         self._process, self._tube, self._ready = process, ours, False
 
-    def fork(self) -> WorkerProcess:
+    def fork(self, *, spare: bool = False) -> WorkerProcess:
         """Orders a worker; :class:`Forked` or :class:`ForkFailed` follows. Starts a zygote if there is none.
 
+        ``spare``: nobody waits for it, so it takes its time to get ready.
         Raises :class:`~supervisor.errors.EnvironmentFault` where the system has no descriptors left.
         """
         self.start()
         with _refusals("no worker can be ordered"):
-            worker = self._order()
+            worker = self._order(spare)
         self._send_orders()
         return worker
 
-    def _order(self) -> WorkerProcess:
+    def _order(self, spare: bool) -> WorkerProcess:
         """Everything that a worker will need of us, now or never."""
         with contextlib.ExitStack() as undo:
             ours, theirs = ProtoTube.pair()
@@ -191,7 +193,7 @@ class Launcher:
             undo.pop_all()
         os.set_blocking(read_end.fileno(), False)
         self._tickets += 1
-        worker = WorkerProcess(self._tickets, ours, read_end)
+        worker = WorkerProcess(self._tickets, ours, read_end, spare=spare)
         self._waiting.append((worker, (theirs, write_end)))
         return worker
 
@@ -285,7 +287,8 @@ class Launcher:
         while self._waiting and len(self._ordered) < ORDERS_IN_FLIGHT:
             worker, ends = self._waiting[0]
             try:
-                tube.send_proto(Fork(ticket=worker.ticket), fds=[end.fileno() for end in ends], timeout=0)
+                order = Fork(ticket=worker.ticket, spare=worker.spare)
+                tube.send_proto(order, fds=[end.fileno() for end in ends], timeout=0)
             except TubeTimeout:
                 return
             except Disconnected:

@@ -61,12 +61,13 @@ class _Zygote:
         except Disconnected:
             return False
         tube, log = received.descriptors
-        self._fork(received.message.ticket, tube.fileno(), log.fileno())
+        self._fork(received.message, tube.fileno(), log.fileno())
         tube.close()
         log.close()
         return True
 
-    def _fork(self, ticket: int, tube_fd: int, log_fd: int) -> None:
+    def _fork(self, order: Fork, tube_fd: int, log_fd: int) -> None:
+        ticket = order.ticket
         report = ZygoteReport()
         own_pid = os.getpid()
         try:
@@ -78,7 +79,7 @@ class _Zygote:
             self._tube.send_proto(report)
             return
         if pid == 0:
-            run_worker(tube_fd, log_fd, ticket, own_pid)
+            run_worker(tube_fd, log_fd, ticket, own_pid, rehearses=order.spare)
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = (pid, ticket)
         self._epoll.register(pidfd, select.EPOLLIN)

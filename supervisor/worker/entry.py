@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import importlib
 import json
 import logging
@@ -29,6 +30,7 @@ from supervisor.messages_pb2 import Assign, Failed, Ready, SupervisorMessage, Wo
 from supervisor.tube import Disconnected, FlushOnDropTube, ProtoTube, TubeError, TubeTimeout
 from supervisor.worker.journal import Journal
 from supervisor.worker.lifeline import hold_lifeline
+from supervisor.worker.rehearsal import rehearse_life
 from supervisor.worker.runtime import DeviceCrashed, Runtime
 from supervisor.worker.session import Launch, Session, build_options
 
@@ -70,15 +72,20 @@ class _Tube:
         return received.message, received.descriptors
 
 
-def run_worker(tube_fd: int, log_fd: int, ticket: int, zygote_pid: int) -> None:
-    """The whole life of a forked worker; never returns."""
+def run_worker(tube_fd: int, log_fd: int, ticket: int, zygote_pid: int, *, rehearses: bool) -> None:
+    """The whole life of a forked worker; never returns. ``rehearses``: nobody waits for it yet."""
     code = EXIT_CRASHED
     try:
         _settle_in(tube_fd, log_fd, zygote_pid)
         tube = ProtoTube.from_fd(TUBE_FD)
         kept = FlushOnDropTube(tube, timeout=LAST_WORDS_WAIT_S)
         try:
-            code = _live(_Tube(tube), ticket)
+            if rehearses:
+                with contextlib.suppress(OSError, TubevisorError):  # refused: then it is as slow as any other
+                    rehearse_life(lambda tube: _live(_Tube(tube)))
+                gc.collect()
+            _say_hello(_Tube(tube), ticket)
+            code = _live(_Tube(tube))
         finally:  # not closed here: a mute worker is killed, and its exit code would stay unsaid
             with contextlib.suppress(TubeError):
                 kept.flush()
@@ -121,8 +128,8 @@ def _highest_fd() -> int:
     return max(int(name) for name in os.listdir("/proc/self/fd"))
 
 
-def _live(tube: _Tube, ticket: int) -> int:
-    _say_hello(tube, ticket)
+def _live(tube: _Tube) -> int:
+    """What comes after Hello; returns the exit code."""
     heard = tube.hear(None)
     if heard is None:
         return EXIT_ORPHANED
@@ -130,6 +137,7 @@ def _live(tube: _Tube, ticket: int) -> int:
     if message.WhichOneof("body") == "witness":
         from supervisor.worker.witness import serve_as_witness  # one process of them all
 
+        _name_process("witness")
         serve_as_witness(tube)
     if message.WhichOneof("body") != "assign":
         return 0  # asked to stop while it was a spare
@@ -150,6 +158,7 @@ def _live(tube: _Tube, ticket: int) -> int:
     for index, position in runtime.ring_positions:
         stopped.stopped.rings.add(index=index, position=position)
     tube.tell(stopped)
+    runtime.close()
     return 0
 
 
@@ -223,8 +232,6 @@ def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any])
         device.offer(ready.ready.virtio)
         page = None if device.exclusive else hold_lifeline()
     tube.tell(ready, () if page is None else (page,))
-    if page is not None:
-        os.close(page)
     return runtime
 
 
@@ -264,7 +271,7 @@ def _describe(device_class: type[Device]) -> Ready:
 
 
 def _apply_surroundings(assign: Assign) -> None:
-    _libc.prctl(PR_SET_NAME, f"tv:{assign.name}".encode()[:15], 0, 0, 0)
+    _name_process(assign.name)
     os.environ.update(assign.environment)
     os.umask(assign.umask)
     if assign.working_directory:
@@ -278,6 +285,10 @@ def _apply_surroundings(assign: Assign) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(assign.log_level)
+
+
+def _name_process(name: str) -> None:
+    _libc.prctl(PR_SET_NAME, f"tv:{name}".encode()[:15], 0, 0, 0)
 
 
 class _PriorityFormatter(logging.Formatter):

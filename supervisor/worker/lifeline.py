@@ -26,21 +26,23 @@ PTHREAD_PROCESS_SHARED: Final = 1
 PTHREAD_MUTEX_ROBUST: Final = 1
 ATTRIBUTE_BYTES: Final = 64  # more than any pthread_mutexattr_t
 
-_held: list[mmap.mmap] = []  # for the life of the process
+_held: list[tuple[int, mmap.mmap]] = []  # one, for the life of the process
 
 
 def hold_lifeline() -> int | None:
-    """Takes a robust mutex at the beginning of a page; returns the page's descriptor.
+    """Takes a robust mutex at the beginning of a page, once; returns the page's descriptor, to be kept open.
 
     ``None`` where this C library's mutexes are not what is expected: then the pidfd has to do.
     """
+    if _held:
+        return _held[0][0]
     fd = os.memfd_create("tubevisor lifeline", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, PAGE_BYTES)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     page = mmap.mmap(fd, PAGE_BYTES)
     word = ctypes.c_uint32.from_buffer(page)
     if _lock(ctypes.addressof(word)) and word.value & TID_MASK == threading.get_native_id():
-        _held.append(page)
+        _held.append((fd, page))
         return fd
     os.close(fd)
     return None

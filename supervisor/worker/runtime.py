@@ -77,6 +77,7 @@ class Runtime:
         self._generation = generation
         self._committer = Committer(journal, answer_fd, self)
         self._timeout_s = heartbeat_every_ns / 2e9 if heartbeat_every_ns else None
+        self._bells = doorbell_fd, answer_fd
         self._epoll = select.epoll()
         self._epoll.register(doorbell_fd, select.EPOLLIN | select.EPOLLET)
         self._epoll.register(tube.fileno(), select.EPOLLIN)
@@ -191,6 +192,15 @@ class Runtime:
             self._session.device.stop()
         except Exception as error:
             raise DeviceCrashed(Failed.PHASE_STOP) from error
+
+    def close(self) -> None:
+        """Gives memory and descriptors back, those that it was given too. After ``serve``."""
+        self._epoll.close()
+        if self._attachment is not None:
+            self._attachment.close()
+        self._committer.journal.close()
+        for fd in self._bells:
+            os.close(fd)
 
     def _handle_batch(self) -> None:
         journal, words, session = self._committer.journal, self._committer.words, self._session

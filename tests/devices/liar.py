@@ -17,7 +17,7 @@ class Liar(Blk):
     """Says with its first request that it is dead, and lives on."""
 
     def process(self, queue: SplitQueue, index: int) -> NoReturn:
-        word = ctypes.c_uint32.from_buffer(lifeline._held[0])
+        word = ctypes.c_uint32.from_buffer(lifeline._held[0][1])
         word.value |= lifeline.OWNER_DIED
         ctypes.CDLL(None).syscall(SYS_FUTEX, ctypes.byref(word), FUTEX_WAKE, 1, None, None, 0)
         del word

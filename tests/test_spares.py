@@ -1,0 +1,70 @@
+"""Spares: what they have done before they are needed, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from supervisor.host import Supervisor
+from tests.chaos import board, census
+
+ROOT = Path(__file__).parent.parent
+REHEARSE = """
+import gc, os, sys
+from tests.chaos import open_descriptors
+if sys.argv[1] == "virtio":
+    import supervisor.worker.virtio_rehearsal
+from supervisor.worker import entry, lifeline, rehearsal
+
+def left():
+    gc.collect()
+    with open("/proc/self/maps") as maps:
+        return sorted(open_descriptors().values()), sum("memfd" in line for line in maps)
+
+def live(tube):
+    codes.append(entry._live(entry._Tube(tube)))
+
+codes = []
+rehearsal.rehearse_life(live)
+assert codes == [0] * rehearsal.LIVES, codes
+first = left()
+assert (len(lifeline._held) == 1) == (sys.argv[1] == "virtio")
+rehearsal.rehearse_life(live)
+assert left() == first, (first, left())
+assert os.umask(0) == 0o027
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "virtio"])
+def test_given_rehearsal_it_goes_through_a_whole_life_and_leaves_nothing(kind: str) -> None:
+    """Both lives end in order; descriptors and mappings are those of before, and so is the umask."""
+    subprocess.run([sys.executable, "-c", REHEARSE, kind], check=True, timeout=60, umask=0o027, cwd=ROOT)
+
+
+@pytest.mark.parametrize("kind", ["plain", "virtio"])
+def test_given_spares_they_have_rehearsed_and_hold_little(kind: str, tmp_path: Path) -> None:
+    """Stdio, the Tube, and with guest memory the mutex that tells of a death: no descriptor besides."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(512))
+    device = {
+        "plain": "name: device, device: nrf51.rng, mmio: {base: 0x4000, size: 4KiB}",
+        "virtio": f'name: device, device: virtio.blk, options: {{image: "{image}"}}, vhost_user: {{}}',
+    }[kind]
+    with census(), Supervisor(board(device, supervisor="spares: 2")) as sup:
+        assert sup._workers is not None
+        while len(sup._workers.processes._spares) < 2:
+            sup.dispatch(1)
+        assert sup.zygote_pid is not None
+        zygote = psutil.Process(sup.zygote_pid)
+        spares = [one for one in zygote.children() if one.name() == "tv:rehearsal"]
+        assert len(spares) == 2
+        for spare in spares:
+            held = [os.readlink(f"/proc/{spare.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{spare.pid}/fd")]
+            lifelines = [one for one in held if "lifeline" in one]
+            assert len(held) == 4 + len(lifelines), held
+            assert bool(lifelines) == (kind == "virtio")
