@@ -46,6 +46,7 @@ class Pattern:
     rw: str
     block: int
     depth: int
+    processes: int = 1
 
 
 PATTERNS = (
@@ -53,6 +54,10 @@ PATTERNS = (
     Pattern("randwrite1", "random write of 4 KiB in a guest, depth 1", "randwrite", 4096, 1),
     Pattern("randread32", "random read of 4 KiB in a guest, depth 32", "randread", 4096, 32),
     Pattern("randwrite32", "random write of 4 KiB in a guest, depth 32", "randwrite", 4096, 32),
+    Pattern("randread4", "random read of 4 KiB in a guest, 4 processes, depth 32", "randread", 4096, 32, 4),
+    Pattern(
+        "randwrite4", "random write of 4 KiB in a guest, 4 processes, depth 32", "randwrite", 4096, 32, 4
+    ),
     Pattern("read", "sequential read of 128 KiB in a guest, depth 8", "read", 131072, 8),
     Pattern("write", "sequential write of 128 KiB in a guest, depth 8", "write", 131072, 8),
 )
@@ -138,7 +143,8 @@ class Guest:
     def fio(self, disk: int, patterns: Sequence[Pattern], seconds: float) -> dict[str, Outcome]:
         """Measures a disk with one pattern after the other."""
         jobs = [
-            f"--name={one.key} --stonewall --rw={one.rw} --bs={one.block} --iodepth={one.depth}"
+            f"--name={one.key} --stonewall --rw={one.rw} --bs={one.block} --iodepth={one.depth} "
+            f"--new_group --numjobs={one.processes} --group_reporting"
             for one in patterns
         ]
         said = self.run(f"{_fio(disk, seconds)} --output-format=json {' '.join(jobs)}", COMMAND_S)

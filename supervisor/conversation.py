@@ -20,13 +20,16 @@ from supervisor.messages_pb2 import Attach, Failed, SupervisorMessage, WorkerMes
 from supervisor.policy.events import Hello, Ignored, Ready, Refused, Silent
 from supervisor.processes import BrokenContract
 from supervisor.reactor import Reactor
-from supervisor.seat import Seat
+from supervisor.seat import Seat, Surroundings
 from supervisor.switchboard import Switchboard
 from supervisor.tube import MAX_FDS_KERNEL, Descriptor, Disconnected, TubeTimeout
 from supervisor.worker import journal as layout
 from supervisor.worker.journal import JournalCorrupt
 
-__all__ = ["Conversation"]
+__all__ = ["MOST_AHEAD", "Conversation"]
+
+MOST_AHEAD = MAX_FDS_KERNEL - 3
+"""Descriptors of queues that go with an assignment, beside those of the journal and its bells."""
 
 _HOPELESS = {
     Failed.PHASE_ASSIGN: "the worker cannot take its place",
@@ -51,15 +54,19 @@ class Conversation:
         self._clock = clock
         self._ready = on_ready
         self._switchboard = Switchboard()
+        self._surroundings = Surroundings.here()
 
-    def assign(self, seat: Seat) -> None:
-        """Makes the worker that sits in ``seat`` its device."""
+    def assign(self, seat: Seat, attach: Attach | None = None, descriptors: tuple[object, ...] = ()) -> None:
+        """Makes the worker that sits in ``seat`` its device, with its queues if those are set up already."""
         ledger = seat.handle.ledger
         self._reactor.post(Hello(seat.name, seat.generation))
-        assign = seat.assignment(self._clock())
+        assign = seat.assignment(self._clock(), self._surroundings)
+        if attach is not None:
+            assign.attach.CopyFrom(attach)
         message = SupervisorMessage(generation=seat.generation, assign=assign)
         seat.assigned, seat.assigned_ns = True, time.monotonic_ns()
-        self._tell(seat, message, (ledger.journal_fd, ledger.doorbell_fd, ledger.answer_fd))
+        held = ledger.journal_fd, ledger.doorbell_fd, ledger.answer_fd
+        self._tell(seat, message, (*held, *descriptors))
         if seat.stop_wanted:
             self.ask_to_stop(seat)
 

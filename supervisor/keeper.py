@@ -55,7 +55,7 @@ class Served(Protocol):
         """What the device offers its driver; ``None`` before its first worker has said it."""
 
     def attach(self, attach: Attach, descriptors: tuple[Any, ...]) -> bool:
-        """Hands the queues to the worker that serves, or will in a moment; false if none does."""
+        """Hands the queues to the worker that serves; false if none does."""
 
     def replace(self) -> None:
         """Has the worker end, in order, and another one start."""
@@ -319,11 +319,20 @@ class Keeper:
         self._served.replace()
         self._deadline = self._reactor.call_at(self._now_ns() + DRAIN_NS, self._served.kill)
 
-    def worker_assigned(self) -> None:
-        """A worker is on its way: if nothing else comes first, it finds the queues when it is ready."""
+    def queues_ahead(self, most_descriptors: int) -> tuple[Attach, tuple[Any, ...]] | None:
+        """What a worker that is about to start is to serve as soon as it is ready, with its descriptors.
+
+        ``None`` if there is nothing, if something else is to be done first, or if it is too much.
+        """
         connection = self._connection
-        if connection is not None and not connection.waiting and not self._draining:
-            self._serve()
+        if connection is None or connection.waiting or self._draining or not connection.setup.running():
+            return None
+        attach, descriptors = connection.setup.attach(self._poisoned())
+        connection.close_discarded()
+        if len(descriptors) > most_descriptors:
+            return None
+        self._attached = True
+        return attach, descriptors
 
     def worker_ready(self) -> None:
         """A worker serves: it gets what is to be served."""

@@ -73,11 +73,12 @@ class Keepers:
             self._keepers[seat.name] = keeper
         keeper.worker_ready()
 
-    def worker_assigned(self, seat: Seat) -> None:
-        """A worker is about to become the device."""
+    def queues_ahead(self, seat: Seat, most_descriptors: int) -> tuple[Attach, tuple[object, ...]] | None:
+        """What the worker that is about to become the device is to serve at once, if anything."""
         keeper = self._keepers.get(seat.name)
-        if keeper is not None:
-            keeper.worker_assigned()
+        if keeper is None or seat.start_ns > FAST_START_NS:
+            return None
+        return keeper.queues_ahead(most_descriptors)
 
     def worker_gone(self, seat: Seat, *, charged: bool) -> None:
         """A device's worker is gone; ``charged`` says that nobody has killed it on purpose."""
@@ -140,8 +141,7 @@ class _Served:
         return self._seat.offer
 
     def attach(self, attach: Attach, descriptors: tuple[object, ...]) -> bool:
-        seat = self._seat
-        if not (seat.ready or (seat.assigned and seat.start_ns < FAST_START_NS)):
+        if not self._seat.ready:
             return False
         self._attach(self._seat, attach, descriptors)
         return True

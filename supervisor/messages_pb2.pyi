@@ -286,7 +286,9 @@ Global___Watch: _TypeAlias = Watch  # noqa: Y015
 
 @_typing.final
 class Assign(_message.Message):
-    """Makes a worker a device. Descriptors: [journal memfd, doorbell eventfd, answer eventfd, passed...]."""
+    """Makes a worker a device. Descriptors: [journal memfd, doorbell eventfd, answer eventfd, passed..., those of
+    the queues...].
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -324,6 +326,7 @@ class Assign(_message.Message):
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
     NOW_NS_FIELD_NUMBER: _builtins.int
     UMASK_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     device_class: _builtins.str
     """"package.module:Class" """
@@ -346,6 +349,10 @@ class Assign(_message.Message):
     def passed_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def attach(self) -> Global___Attach:
+        """a virtio device's queues, where its driver has set them up already"""
+
     def __init__(
         self,
         *,
@@ -363,12 +370,15 @@ class Assign(_message.Message):
         log_level: _builtins.int = ...,
         now_ns: _builtins.int = ...,
         umask: _builtins.int = ...,
+        attach: Global___Attach | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attach", b"_attach", "attach", b"attach", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_class", b"device_class", "environment", b"environment", "heartbeat_every_ns", b"heartbeat_every_ns", "last_exit", b"last_exit", "limits", b"limits", "log_level", b"log_level", "name", b"name", "now_ns", b"now_ns", "options_msgpack", b"options_msgpack", "passed_names", b"passed_names", "restart_count", b"restart_count", "start_fresh", b"start_fresh", "umask", b"umask", "working_directory", b"working_directory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attach", b"_attach", "attach", b"attach", "device_class", b"device_class", "environment", b"environment", "heartbeat_every_ns", b"heartbeat_every_ns", "last_exit", b"last_exit", "limits", b"limits", "log_level", b"log_level", "name", b"name", "now_ns", b"now_ns", "options_msgpack", b"options_msgpack", "passed_names", b"passed_names", "restart_count", b"restart_count", "start_fresh", b"start_fresh", "umask", b"umask", "working_directory", b"working_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__attach: _TypeAlias = _typing.Literal["attach"]  # noqa: Y015
+    _WhichOneofArgType__attach: _TypeAlias = _typing.Literal["_attach", b"_attach"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attach) -> _WhichOneofReturnType__attach | None: ...
 
 Global___Assign: _TypeAlias = Assign  # noqa: Y015
 

@@ -7,6 +7,7 @@ assigned, is ready, was asked to stop, what its last words were. What outlasts a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import deque
@@ -23,7 +24,7 @@ from supervisor.policy.records import Record
 from supervisor.reactor import Timer
 from supervisor.remote import RemoteHandle
 
-__all__ = ["DeviceCrashed", "InputGivenUp", "LogTail", "Seat", "exit_reason"]
+__all__ = ["DeviceCrashed", "InputGivenUp", "LogTail", "Seat", "Surroundings", "exit_reason"]
 
 LOG_LINES_KEPT = 50  # what a crash report shows: a dump of faulthandler's with its stack
 LOG_LINE_BYTES = 8192  # a longer line is cut: a device that never ends its line fills no memory
@@ -71,6 +72,22 @@ class LogTail:
         """Forgets everything: another process speaks from now on."""
         self.lines.clear()
         self._rest = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a device's processes all find, whatever becomes of the supervisor's own after its start.
+
+    The directory is empty where it has been removed: a worker then stays where the zygote is.
+    """
+
+    working_directory: str
+    umask: int
+
+    @classmethod
+    def here(cls) -> Surroundings:
+        """Those of this process."""
+        return cls(_working_directory(), _umask())
 
 
 @dataclass(eq=False, slots=True)
@@ -128,7 +145,7 @@ class Seat:
         if self.watch_timer is not None:
             self.watch_timer.cancel()
 
-    def assignment(self, now_ns: int) -> Assign:
+    def assignment(self, now_ns: int, surroundings: Surroundings) -> Assign:
         """What makes a worker this device; ``now_ns`` is guest time."""
         config = self.config
         assign = Assign(
@@ -139,11 +156,11 @@ class Seat:
             last_exit=self.last_exit,
             heartbeat_every_ns=self.child.heartbeat.every_ns if self.child.heartbeat else 0,
             start_fresh=self.start_fresh,
-            working_directory=_working_directory(),
+            working_directory=surroundings.working_directory,
             environment=dict(config.env),
             log_level=logging.getLogger(f"tubevisor.device.{config.name}").getEffectiveLevel(),
             now_ns=now_ns,
-            umask=_umask(),
+            umask=surroundings.umask,
         )
         if config.limits.open_files is not None:
             assign.limits.open_files = config.limits.open_files
@@ -179,7 +196,7 @@ def exit_reason(wait_status: int | None) -> ExitReason:
 
 
 def _working_directory() -> str:
-    """Where we are; empty where that directory has been removed: a worker then stays where the zygote is."""
+    """Where we are; empty where that directory has been removed."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -187,12 +204,14 @@ def _working_directory() -> str:
 
 
 def _umask() -> int:
-    """The process's umask, read without changing it (umask(2) can only exchange it)."""
-    with open("/proc/self/status") as status:
+    """The process's umask. Read; umask(2) can only exchange it, which other threads may notice."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
         for line in status:
             if line.startswith("Umask:"):
                 return int(line.split()[1], 8)
-    return 0o022
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _level_of(line: str) -> tuple[int, str]:

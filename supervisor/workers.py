@@ -16,7 +16,7 @@ from functools import partial
 
 from supervisor import policy
 from supervisor.config import Config, DeviceConfig
-from supervisor.conversation import Conversation
+from supervisor.conversation import MOST_AHEAD, Conversation
 from supervisor.errors import EnvironmentFault, TubevisorError
 from supervisor.handle import Clock, DeviceFacts, DeviceHandle
 from supervisor.keepers import Keepers
@@ -251,8 +251,8 @@ class Workers:
         self._assign(self._by_ticket[worker.ticket])
 
     def _assign(self, seat: Seat) -> None:
-        self._conversation.assign(seat)
-        self._keepers.worker_assigned(seat)
+        ahead = self._keepers.queues_ahead(seat, MOST_AHEAD)
+        self._conversation.assign(seat, *(ahead or (None, ())))
 
     def on_message(
         self, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]

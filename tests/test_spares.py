@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from supervisor.host import Supervisor
-from tests.chaos import board, census
+from tests.chaos import COUNTING, board, census
 
 ROOT = Path(__file__).parent.parent
 REHEARSE = """
@@ -68,3 +68,30 @@ def test_given_spares_they_have_rehearsed_and_hold_little(kind: str, tmp_path: P
             lifelines = [one for one in held if "lifeline" in one]
             assert len(held) == 4 + len(lifelines), held
             assert bool(lifelines) == (kind == "virtio")
+
+
+def test_given_program_that_goes_elsewhere_its_devices_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory and the umask of the start are those of each process of a device."""
+    start, elsewhere = tmp_path / "start", tmp_path / "elsewhere"
+    start.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(start)
+    mask = os.umask(0o027)
+    try:
+        with census(), Supervisor(board(COUNTING, supervisor="spares: 1")) as sup:
+            monkeypatch.chdir(elsewhere)
+            os.umask(0o077)
+            for generation in (1, 2, 3):
+                while sup["counter"].state != "ready":
+                    sup.dispatch(1)
+                assert sup["counter"].generation == generation
+                pid = sup["counter"].pid
+                assert psutil.Process(pid).cwd() == str(start)
+                assert "Umask:\t0027\n" in Path(f"/proc/{pid}/status").read_text()
+                sup.restart_device("counter")
+                sup.dispatch(0)
+    finally:
+        os.umask(mask)
+        monkeypatch.chdir("/")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import gc
 import importlib
 import json
@@ -195,9 +196,9 @@ def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any])
         journal = Journal.attach(descriptors[0].fileno())
         descriptors[0].close()
         doorbell, answer = descriptors[1].detach(), descriptors[2].detach()
-        passed = {
-            name: held.detach() for name, held in zip(assign.passed_names, descriptors[3:], strict=True)
-        }
+        queues_at = 3 + len(assign.passed_names)
+        named = zip(assign.passed_names, descriptors[3:queues_at], strict=True)
+        passed = {name: held.detach() for name, held in named}
     with _phase(Failed.PHASE_IMPORT):
         device_class = _find_class(assign.device_class)
     with _phase(Failed.PHASE_OPTIONS):
@@ -223,6 +224,8 @@ def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any])
             raise
         except Exception as error:
             raise DeviceCrashed(Failed.PHASE_START) from error
+    if assign.HasField("attach"):
+        runtime.attach_when_ready(assign.attach, descriptors[queues_at:])
     runtime.adopt(session, now_ns=assign.now_ns, fresh=assign.start_fresh)
     ready = WorkerMessage(generation=generation)
     ready.ready.CopyFrom(_describe(device_class))
@@ -280,11 +283,16 @@ def _apply_surroundings(assign: Assign) -> None:
         if assign.limits.HasField(field):  # type: ignore[arg-type]  # the names above
             value = getattr(assign.limits, field)
             resource.setrlimit(limit, (value, value))
+    root = logging.getLogger()
+    root.handlers[:] = [_log_handler()]
+    root.setLevel(assign.log_level)
+
+
+@functools.cache
+def _log_handler() -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PriorityFormatter("%(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(assign.log_level)
+    return handler
 
 
 def _name_process(name: str) -> None:

@@ -78,12 +78,13 @@ def rehearse_life(live: Callable[[ProtoTube], object]) -> None:
             held.callback(director.close)
             play = f"{STAGE}:Understudy" if stage else f"{__name__}:Understudy"
             message = SupervisorMessage(generation=generation, assign=_assignment(play, generation))
-            director.send_proto(message, (fd, *bells))
+            queues = []
             if stage is not None:
-                attach, descriptors = stage.set_up()
-                for descriptor in descriptors:
+                attach, queues = stage.set_up()
+                message.assign.attach.CopyFrom(attach)
+                for descriptor in queues:
                     held.callback(os.close, descriptor)
-                director.send_proto(SupervisorMessage(generation=generation, attach=attach), descriptors)
+            director.send_proto(message, (fd, *bells, *queues))
             message = SupervisorMessage(generation=generation)
             message.stop.SetInParent()
             director.send_proto(message)

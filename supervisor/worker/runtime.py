@@ -183,6 +183,8 @@ class Runtime:
                     self._hear(0)
             elif self._stopping:
                 break
+            elif self._handed:
+                self._serve_descriptors([])
             elif self._attachment is not None and self._attachment.has_more:
                 self._handle_watched(self._attachment.go_on)
                 self._serve_descriptors(self._epoll.poll(0), watched=True)
@@ -376,12 +378,16 @@ class Runtime:
             case "duplicated":
                 self._duplicated[message.duplicated.request] = message.duplicated.error
             case "attach":
-                self._handed.append(lambda: self._attach(message.attach, descriptors))
+                self.attach_when_ready(message.attach, descriptors)
             case "handed":
                 from_pid = message.handed.from_pid
                 self._handed.append(lambda: self._session.device.handed(descriptors[0], from_pid))
             case _:
                 pass  # a newer supervisor's message: nothing that this worker knows to do
+
+    def attach_when_ready(self, attach: Attach, descriptors: list[Any]) -> None:
+        """Has the queues attached before anything else that is waited for, but not before ``serve``."""
+        self._handed.append(lambda: self._attach(attach, descriptors))
 
     def _attach(self, attach: Attach, descriptors: list[Any]) -> None:
         """The device's queues are there: serves them from now on."""

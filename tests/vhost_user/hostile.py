@@ -193,7 +193,7 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
-NO_BUDGET = "intensity: 0, period: 60s"  # nobody may die
+NO_BUDGET = "intensity: 0, period: 60s, spares: 0"  # nobody may die, and descriptors can be counted
 
 
 @contextlib.contextmanager
