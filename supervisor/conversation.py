@@ -20,7 +20,7 @@ from supervisor.messages_pb2 import Attach, Failed, SupervisorMessage, WorkerMes
 from supervisor.policy.events import Hello, Ignored, Ready, Refused, Silent
 from supervisor.processes import BrokenContract
 from supervisor.reactor import Reactor
-from supervisor.seat import Seat, Surroundings
+from supervisor.seat import MOST_KEPT, Seat, Surroundings
 from supervisor.switchboard import Switchboard
 from supervisor.tube import MAX_FDS_KERNEL, Descriptor, Disconnected, TubeTimeout
 from supervisor.worker import journal as layout
@@ -28,8 +28,8 @@ from supervisor.worker.journal import JournalCorrupt
 
 __all__ = ["MOST_AHEAD", "Conversation"]
 
-MOST_AHEAD = MAX_FDS_KERNEL - 3
-"""Descriptors of queues that go with an assignment, beside those of the journal and its bells."""
+MOST_AHEAD = MAX_FDS_KERNEL - 3 - MOST_KEPT
+"""Descriptors of queues that go with an assignment, beside the journal, its bells and what was kept."""
 
 _HOPELESS = {
     Failed.PHASE_ASSIGN: "the worker cannot take its place",
@@ -66,7 +66,7 @@ class Conversation:
         message = SupervisorMessage(generation=seat.generation, assign=assign)
         seat.assigned, seat.assigned_ns = True, time.monotonic_ns()
         held = ledger.journal_fd, ledger.doorbell_fd, ledger.answer_fd
-        self._tell(seat, message, (*held, *descriptors))
+        self._tell(seat, message, (*held, *seat.kept.values(), *descriptors))
         if seat.stop_wanted:
             self.ask_to_stop(seat)
 
@@ -105,6 +105,10 @@ class Conversation:
                 self._tell_payload(seat, message.want_payload.number)
             case "stopped":
                 seat.ring_positions = {ring.index: ring.position for ring in message.stopped.rings}
+            case "keep":
+                descriptor = descriptors[0] if descriptors else None
+                if len(descriptors) > 1 or not seat.keep(message.keep.name, descriptor):
+                    raise BrokenContract(f"{seat.name} has too many descriptors kept, or too long names")
             case "duplicate":
                 self._hand_over(seat, worker, message, descriptors)
             case "connect":

@@ -56,7 +56,7 @@ class Context(Protocol):
 
     @property
     def passed(self) -> Mapping[str, int]:
-        """Descriptors handed to this device, by name."""
+        """Descriptors that the processes before this one have had kept, by name; the device's to close."""
 
     def set_alarm(self, at_ns: int, token: int = 0) -> None:
         """Asks for ``alarm(token)`` at guest time ``at_ns``; replaces the one set before with ``token``."""
@@ -80,6 +80,14 @@ class Context(Protocol):
         """Has the supervisor hand a descriptor to the device in process ``target_pid`` (its ``handed``).
 
         Raises :class:`supervisor.tube.UnknownProcess` where no device runs in such a process.
+        """
+
+    def keep(self, name: str, fd: int | None) -> None:
+        """Has the supervisor keep a descriptor for the processes after this one: see ``passed``.
+
+        It replaces the one that was kept under ``name``; ``None`` gives that up. The next process has the
+        same open file, with its locks, and what is connected stays connected. A device that is stopped,
+        given up or removed loses what was kept. At most 32, with names of up to 255 bytes.
         """
 
     def watch(self, fd: int, handler: Callable[[], None]) -> None:

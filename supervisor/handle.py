@@ -212,6 +212,9 @@ class _NoLoop:
     def hand_over(self, target_pid: int, fd: int) -> None:
         raise LocalError("a device that hands descriptors over cannot run in the supervisor's process")
 
+    def keep(self, name: str, fd: int | None) -> None:
+        """There is no next process."""
+
 
 class LocalHandle(DeviceHandle):
     """A device in this process. What it raises comes out of the request that caused it."""

@@ -346,7 +346,9 @@ class Assign(_message.Message):
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     @_builtins.property
-    def passed_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def passed_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of descriptors that the processes before have had kept"""
+
     @_builtins.property
     def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -733,6 +735,7 @@ class WorkerMessage(_message.Message):
     WANT_PAYLOAD_FIELD_NUMBER: _builtins.int
     IGNORED_FIELD_NUMBER: _builtins.int
     WITNESSED_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
@@ -754,6 +757,8 @@ class WorkerMessage(_message.Message):
     def ignored(self) -> Global___Ignored: ...
     @_builtins.property
     def witnessed(self) -> Global___Witnessed: ...
+    @_builtins.property
+    def keep(self) -> Global___Keep: ...
     def __init__(
         self,
         *,
@@ -768,16 +773,38 @@ class WorkerMessage(_message.Message):
         want_payload: Global___WantPayload | None = ...,
         ignored: Global___Ignored | None = ...,
         witnessed: Global___Witnessed | None = ...,
+        keep: Global___Keep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload", "witnessed", b"witnessed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "keep", b"keep", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload", "witnessed", b"witnessed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "generation", b"generation", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload", "witnessed", b"witnessed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "generation", b"generation", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "keep", b"keep", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload", "witnessed", b"witnessed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "ready", "failed", "journal_full", "duplicate", "connect", "stopped", "want_payload", "ignored", "witnessed"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "ready", "failed", "journal_full", "duplicate", "connect", "stopped", "want_payload", "ignored", "witnessed", "keep"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___WorkerMessage: _TypeAlias = WorkerMessage  # noqa: Y015
+
+@_typing.final
+class Keep(_message.Message):
+    """A descriptor for the device's next processes. Descriptors: [it], or none: the one of that name is given up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Keep: _TypeAlias = Keep  # noqa: Y015
 
 @_typing.final
 class Witnessed(_message.Message):

@@ -23,10 +23,12 @@ from supervisor.policy.events import ExitKind, ExitReason
 from supervisor.policy.records import Record
 from supervisor.reactor import Timer
 from supervisor.remote import RemoteHandle
+from supervisor.tube import Descriptor
 
-__all__ = ["DeviceCrashed", "InputGivenUp", "LogTail", "Seat", "Surroundings", "exit_reason"]
+__all__ = ["MOST_KEPT", "DeviceCrashed", "InputGivenUp", "LogTail", "Seat", "Surroundings", "exit_reason"]
 
 LOG_LINES_KEPT = 50  # what a crash report shows: a dump of faulthandler's with its stack
+MOST_KEPT, KEPT_NAME_BYTES = 32, 255  # descriptors of a device: they go to it in one packet
 LOG_LINE_BYTES = 8192  # a longer line is cut: a device that never ends its line fills no memory
 
 
@@ -96,7 +98,8 @@ class Seat:
 
     ``uncharged``: a chaos monkey has announced the next death. ``ended``: its end has been told. ``offer`` is
     what a virtio device has to offer, kept while no worker lives; ``ring_positions`` is where the last worker
-    that was asked to stop has left its rings, empty where it did not say.
+    that was asked to stop has left its rings, empty where it did not say. ``kept`` is what the processes have
+    had kept for the next ones.
     """
 
     config: DeviceConfig
@@ -115,6 +118,7 @@ class Seat:
     last_words: Failed | None = None
     offer: VirtioOffer | None = None
     ring_positions: dict[int, int] = field(default_factory=dict)
+    kept: dict[str, Descriptor] = field(default_factory=dict)
     log: LogTail = field(default_factory=LogTail)
     heartbeat: tuple[int, int] = (0, 0)  # the counter, and when it was seen to move (host ns)
     look_due_ns: int = 0
@@ -145,6 +149,21 @@ class Seat:
         if self.watch_timer is not None:
             self.watch_timer.cancel()
 
+    def keep(self, name: str, descriptor: Descriptor | None) -> bool:
+        """Keeps a descriptor for the next processes, or gives up the one of that name; false: too many."""
+        before = self.kept.pop(name, None)
+        if before is not None:
+            before.close()
+        if descriptor is not None:
+            self.kept[name] = descriptor
+        return len(self.kept) <= MOST_KEPT and len(name.encode()) <= KEPT_NAME_BYTES
+
+    def keep_nothing(self) -> None:
+        """Gives up everything that was kept: nobody is to come after."""
+        for descriptor in self.kept.values():
+            descriptor.close()
+        self.kept.clear()
+
     def assignment(self, now_ns: int, surroundings: Surroundings) -> Assign:
         """What makes a worker this device; ``now_ns`` is guest time."""
         config = self.config
@@ -154,6 +173,7 @@ class Seat:
             options_msgpack=msgspec.msgpack.encode(config.options),
             restart_count=self.generation - 1,
             last_exit=self.last_exit,
+            passed_names=list(self.kept),
             heartbeat_every_ns=self.child.heartbeat.every_ns if self.child.heartbeat else 0,
             start_fresh=self.start_fresh,
             working_directory=surroundings.working_directory,

@@ -125,6 +125,7 @@ class Workers:
         seat.handle.ask_facts = lambda: facts
         seat.refused = True  # nothing is said of it any more
         seat.handle.go(why or "the device was removed")
+        seat.keep_nothing()
         self._reactor.unwatch(seat.handle.ledger.answer_fd)
         self._keepers.forget(name)
         self._departed.append(seat.handle)
@@ -217,6 +218,7 @@ class Workers:
             case SupervisorStopped():
                 for seat in self._seats.values():
                     seat.handle.go("the supervisor has stopped")
+                    seat.keep_nothing()
             case DeviceFailed():
                 self._let_go(record.name, record.why)
             case DeviceDied():
@@ -239,6 +241,7 @@ class Workers:
             reason = f"group {top!r} {policy.child(tree, top).why or ended}"
         for device in policy.devices_in(tree, name) if name in tree.nodes else (name,):
             self._seats[device].handle.go(reason)
+            self._seats[device].keep_nothing()
             self._keepers.worker_stays_away(device)
 
     # -- Owner of the processes ------------------------------------------------------------------
@@ -367,6 +370,7 @@ class Workers:
         for seat in self._seats.values():
             self._reactor.unwatch(seat.handle.ledger.answer_fd)
             seat.handle.close()
+            seat.keep_nothing()
 
 
 def _preload(config: Config) -> list[str]:

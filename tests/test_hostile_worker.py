@@ -65,6 +65,9 @@ ATTACKS: dict[str, Ends] = {
     # sends a message of 100 MB; 300 descriptors
     "huge_message": broken("packet claims a body of 100000000 bytes; the limit is 67108864"),
     "many_descriptors": broken("253 descriptors, at most 32 are expected"),
+    # has more kept than there is room for
+    "keeps_too_much": broken("hostile has too many descriptors kept, or too long names"),
+    "keeps_under_an_endless_name": broken("hostile has too many descriptors kept, or too long names"),
     # claims another generation, or another pid
     "other_generation": broken("stopped of generation 999, not 1"),
     "other_pid": broken(r"packet from process \d+, expected from \d+"),

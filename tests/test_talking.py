@@ -66,3 +66,28 @@ def test_given_unknown_pid_hand_over_is_an_error_not_a_crash() -> None:
     with _running() as (sup, _heard):
         assert sup["a"].call_bytes(b"hand 1 secret") == b"UnknownProcess: process 1: unknown_process"
         assert sup["a"].call_bytes(b"pid")
+
+
+def test_given_descriptors_that_are_kept_the_next_processes_have_them_until_the_device_is_stopped() -> None:
+    """By name, replaced and given up as the device says; a kill loses none of it, a stop all."""
+    with _running() as (sup, _heard):
+        device = sup["a"]
+        ask = device.call_bytes
+        assert ask(b"passed") == b""
+        for said in (b"keep one first", b"keep two other", b"keep one second", b"keep three gone"):
+            assert ask(said) == b"kept"
+        assert ask(b"give_up three") == b"given up"
+        assert ask(b"give_up four") == b"given up"
+        for _ in range(3):
+            assert sup.kill("a", charged=False) is not None
+            assert ask(b"passed") == b"one=second,two=other"
+        assert ask(b"keep one third") == b"kept"
+        sup.restart_device("a")
+        while device.generation < 5:
+            sup.dispatch(1)
+        assert ask(b"passed") == b"one=third,two=other"
+        sup.stop_device("a")
+        while device.state != "down":
+            sup.dispatch(1)
+        sup.start_device("a")
+        assert ask(b"passed") == b""

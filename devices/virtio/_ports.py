@@ -29,7 +29,7 @@ LOST: Final = -1  # received: there was one, and it cannot be had
 
 # linux/if.h, linux/if_tun.h
 IFNAMSIZ = 16
-TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
+TUNSETIFF, TUNSETOFFLOAD, TUNGETIFF, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x800454D2, 0x400454D8
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 NUM_BUFFERS_AT = 10  # the kernel leaves it alone
 
@@ -60,15 +60,19 @@ class Port(Protocol):
 
 
 class Tap:
-    """A tap interface that somebody has made: ours for as long as this process lives.
+    """A tap interface that somebody has made: the device's from process to process.
 
     The kernel takes and gives virtio_net_hdr, so a guest's offloads are the host's.
     """
 
     header_from = NUM_BUFFERS_AT
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, ctx: Context) -> None:
         self.name = name
+        kept = ctx.passed.get("tap")
+        if kept is not None and _interface_of(kept) == name:
+            self.fd = kept
+            return
         recipe = f"ip tuntap add dev {name} mode tap user {os.getuid()} && ip link set {name} up"
         if not 0 < len(name.encode()) < IFNAMSIZ:
             raise LocalError(f"tap: {name!r} cannot be an interface's name")
@@ -91,6 +95,7 @@ class Tap:
                 errno.EINVAL: f"it is no tap, or one of several queues; make one with: {recipe}",
             }.get(error.errno or 0, error.strerror)
             raise LocalError(f"tap {name}: {why}") from error
+        ctx.keep("tap", self.fd)  # the interface keeps its carrier, and frames wait in its queue
 
     def plug_in(self, header_bytes: int, offloads: int) -> None:
         fcntl.ioctl(self.fd, TUNSETVNETHDRSZ, struct.pack("i", header_bytes))
@@ -119,6 +124,16 @@ class Tap:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def _interface_of(fd: int) -> str:
+    """The interface that a descriptor of /dev/net/tun stands for; empty if it stands for none any more."""
+    request = bytearray(40)
+    try:
+        fcntl.ioctl(fd, TUNGETIFF, request)
+    except OSError:
+        return ""
+    return request[:IFNAMSIZ].split(b"\0")[0].decode()
 
 
 class Timer:

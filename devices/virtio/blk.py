@@ -19,6 +19,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from devices.virtio._image import is_still, open_image
 from supervisor.device import Context
 from supervisor.errors import LocalError
 from supervisor.vhost_user import Chain, SplitQueue, VirtioDevice
@@ -53,7 +54,8 @@ WCE_OFFSET = 32  # of the cache's mode in the configuration space
 
 
 class Blk(VirtioDevice):
-    """One raw image. ``image`` is its path; ``serial`` is what the guest reads as its name."""
+    """One raw image. ``image`` is its path; ``serial`` is what the guest reads as its name; ``locks`` keeps
+    others away from the image."""
 
     device_id = 2
     state = ("capacity",)
@@ -65,6 +67,7 @@ class Blk(VirtioDevice):
         serial: str = ""
         queues: int = 1
         block_size: int = 512
+        locks: bool = True
 
     def start(self, ctx: Context) -> None:
         options = ctx.options
@@ -73,11 +76,13 @@ class Blk(VirtioDevice):
             raise LocalError(f"block_size is {size}, but must be a power of two from 512 to 65536")
         if not 1 <= options.queues <= 64:
             raise LocalError(f"queues is {options.queues}, but must be from 1 to 64")
-        mode = os.O_RDONLY if options.read_only else os.O_RDWR
-        try:
-            self.fd = os.open(options.image, mode | os.O_CLOEXEC)
-        except OSError as error:
-            raise LocalError(f"image {options.image}: {error.strerror}") from error
+        path, read_only = options.image, options.read_only
+        kept = ctx.passed.get("image")
+        if kept is not None and is_still(kept, path, read_only=read_only):
+            self.fd = kept
+        else:
+            self.fd = open_image(path, read_only=read_only, locks=options.locks, logger=ctx.logger)
+            ctx.keep("image", self.fd)
         self.capacity = os.lseek(self.fd, 0, os.SEEK_END) // SECTOR
         self.write_through = False
         self._serial = options.serial.encode()[:ID_BYTES].ljust(ID_BYTES, b"\0")

@@ -62,7 +62,6 @@ class Net(VirtioDevice):
             raise LocalError("exactly one of tap and peer has to say where the cable goes")
         if options.peer == ctx.name:
             raise LocalError(f"peer is {options.peer}, which is this device itself")
-        self.exclusive = bool(options.tap)
         self._mac = _mac(options.mac) if options.mac else b""
         self.dropped = 0  # frames that came and could not be had
         self._rx: SplitQueue | None = None
@@ -70,7 +69,7 @@ class Net(VirtioDevice):
         self._starved = True
         self._watched = -1
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
-        self.port: Port = Tap(options.tap) if options.tap else Cable(ctx, options.peer, self._watch_port)
+        self.port: Port = Tap(options.tap, ctx) if options.tap else Cable(ctx, options.peer, self._watch_port)
 
     def stop(self) -> None:
         self.port.close()

@@ -169,6 +169,11 @@ class Runtime:
         if error:
             raise UnknownProcess(error)
 
+    def keep(self, name: str, fd: int | None) -> None:
+        message = WorkerMessage(generation=self._generation)
+        message.keep.name = name
+        self._tube.tell(message, () if fd is None else (fd,))
+
     # -- the loop --------------------------------------------------------------------------------
 
     def serve(self) -> None:

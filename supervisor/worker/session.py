@@ -34,6 +34,8 @@ class Loop(Protocol):
 
     def hand_over(self, target_pid: int, fd: int) -> None: ...
 
+    def keep(self, name: str, fd: int | None) -> None: ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
@@ -121,6 +123,9 @@ class Session:
 
     def hand_over(self, target_pid: int, fd: int) -> None:
         self._loop.hand_over(target_pid, fd)
+
+    def keep(self, name: str, fd: int | None) -> None:
+        self._loop.keep(name, fd)
 
     def watch(self, fd: int, handler: Callable[[], None]) -> None:
         self._loop.watch(fd, handler)

@@ -85,6 +85,13 @@ class Hostile(Counting):
     def _attack_unknown_message(self) -> None:
         self._tell()
 
+    def _attack_keeps_too_much(self) -> None:
+        for number in range(100):
+            self.ctx.keep(f"{number}", 0)
+
+    def _attack_keeps_under_an_endless_name(self) -> None:
+        self.ctx.keep("x" * 300, 0)
+
     def _attack_unasked_ready(self) -> None:
         self._tell(ready={"register_map_msgpack": b"\xc1\xc1\xc1"})
 

@@ -43,6 +43,19 @@ class Talking(Device):
                 finally:
                     os.close(fd)
                 return b"done"
+            case b"keep":
+                label, _, secret = rest.partition(b" ")
+                fd = os.memfd_create("kept")
+                os.write(fd, secret)
+                self.ctx.keep(label.decode(), fd)
+                os.close(fd)
+                return b"kept"
+            case b"give_up":
+                self.ctx.keep(rest.decode(), None)
+                return b"given up"
+            case b"passed":
+                held = sorted(self.ctx.passed.items())
+                return b",".join(name.encode() + b"=" + os.pread(fd, 100, 0) for name, fd in held)
             case b"handed":
                 return b",".join(os.pread(held.fileno(), 100, 0) for held in self._handed)
         return b"?"

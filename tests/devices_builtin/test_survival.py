@@ -62,6 +62,8 @@ class _NoLoop:
 
     def hand_over(self, target_pid: int, fd: int) -> None: ...
 
+    def keep(self, name: str, fd: int | None) -> None: ...
+
 
 def _successor(session: Session, device_class: type[Device]) -> Session:
     """What a new worker makes of the committed state."""

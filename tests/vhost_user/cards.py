@@ -48,6 +48,9 @@ class Loop:
     def hand_over(self, target_pid: int, fd: int) -> None:
         raise AssertionError
 
+    def keep(self, name: str, fd: int | None) -> None:
+        """There is no supervisor."""
+
     def close(self) -> None:
         for end in self.waiting.values():
             end.close()

@@ -34,9 +34,9 @@ def own_network() -> Iterator[None]:
         os.close(before)
 
 
-def ip(*words: str) -> None:
-    """The ``ip`` command."""
-    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=30)
+def ip(*words: str) -> str:
+    """The ``ip`` command; what it prints."""
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=30).stdout
 
 
 def make_tap(name: str = "tap0") -> None:

@@ -9,7 +9,10 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 
 from devices.virtio import _ports
@@ -199,11 +202,12 @@ def test_given_interface_removed_the_card_dies_and_is_back_with_it(card: tuple[S
 
 def test_given_tap_that_somebody_has_the_error_says_so(network: None) -> None:
     """One process at a time: two cards on one tap would each get half of the frames."""
-    first = _ports.Tap("tap0")
+    nobody: Any = SimpleNamespace(passed={}, keep=lambda _name, _fd: None)
+    first = _ports.Tap("tap0", nobody)
     with pytest.raises(LocalError, match="tap tap0: somebody else has it open"):
-        _ports.Tap("tap0")
+        _ports.Tap("tap0", nobody)
     first.close()
-    _ports.Tap("tap0").close()
+    _ports.Tap("tap0", nobody).close()
 
 
 def test_given_interface_that_is_down_sending_goes_on(card: tuple[Supervisor, Station]) -> None:
@@ -217,3 +221,21 @@ def test_given_interface_that_is_down_sending_goes_on(card: tuple[Supervisor, St
     generation = sup["card"].generation
     until(lambda: not guest.slots[TX], sup, guest)
     assert sup["card"].generation == generation
+
+
+def test_given_card_that_is_dead_its_tap_keeps_its_carrier_and_its_frames(
+    card: tuple[Supervisor, Station], host: socket.socket
+) -> None:
+    """The host sees no cable pulled; what it sends meanwhile waits, and arrives."""
+    sup, station = card
+    station.bring_up()
+    station.post()
+    for number in range(20):
+        while (pid := sup.kill("card", charged=False)) is None:
+            sup.dispatch(1)
+        while psutil.pid_exists(pid):
+            pass  # nobody dispatches: its successor cannot come yet
+        assert "LOWER_UP" in ip("link", "show", "tap0")
+        frame = numbered(random.Random(number), number)
+        host.send(_wrapped(frame, MAC))
+        until(lambda frame=frame: any(frame in one for one in station.received), sup, station)  # type: ignore[misc]
