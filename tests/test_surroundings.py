@@ -225,9 +225,9 @@ def _marked(mark: bytes) -> list[str]:
         if process.name.isdigit():
             try:
                 environment = (process / "environ").read_bytes()
-                state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+                name, _, rest = (process / "stat").read_text().rpartition(")")
             except OSError:
                 continue
-            if mark in environment.split(b"\0") and state not in "ZX":
-                found.append(f"{process.name} {(process / 'comm').read_text().strip()}")
+            if mark in environment.split(b"\0") and rest.split()[0] not in "ZX":
+                found.append(f"{name})")
     return found
