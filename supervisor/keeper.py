@@ -16,15 +16,15 @@ import fcntl
 import logging
 import os
 import select
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from supervisor.messages_pb2 import Attach, VirtioOffer
 from supervisor.reactor import Reactor, Timer
 from supervisor.tube import Descriptor
-from supervisor.vhost_user.assembler import Assembler, Message, Outbox
+from supervisor.vhost_user.assembler import Message
 from supervisor.vhost_user.channel import tell_config_change
+from supervisor.vhost_user.connection import Connection
 from supervisor.vhost_user.door import DialingDoor, Door, ListeningDoor
 from supervisor.vhost_user.endpoint import Endpoint
 from supervisor.vhost_user.errors import Disconnected, InvalidMessage, PartialMessage, VhostUserError
@@ -39,7 +39,6 @@ __all__ = ["Keeper", "Served"]
 
 DRAIN_NS = 200_000_000  # until a worker has come to the end of a batch: the VMM's main loop waits meanwhile
 SETTLE_NS = 2_000_000_000  # workers may die until then; the VMM is told the last that is known of its rings
-MAX_WAITING = 16  # messages taken at a time: with 32 descriptors each, they leave room in a table of 1,024
 HALF_MESSAGE_NS = 5_000_000_000  # a VMM sends its messages whole; who does not is broken, or stalls us
 _log = logging.getLogger("tubevisor")
 
@@ -64,49 +63,6 @@ class Served(Protocol):
         """Has the worker killed, and another one start."""
 
 
-class _Connection:
-    """One VMM's connection: what it has sent, what it has set up, what it is still to be told."""
-
-    def __init__(self, wire: SocketWire, setup: Setup) -> None:
-        self.wire = wire
-        self.setup = setup
-        self.assembler = Assembler(unknown_pass=True)
-        self.outbox = Outbox()
-        self.waiting: deque[Message] = deque()
-        self.wanted = int(select.EPOLLIN)  # what its socket is watched for
-        self.deadline: Timer | None = None  # of a message that has begun
-
-    @property
-    def has_enough(self) -> bool:
-        """True while no more is taken from the VMM than it has asked already."""
-        return len(self.waiting) >= MAX_WAITING
-
-    def is_deserted(self) -> bool:
-        """True if the VMM has gone, whatever it has left to be read."""
-        poll = select.poll()
-        poll.register(self.wire.fileno(), 0)
-        return bool(poll.poll(0))
-
-    def close(self) -> None:
-        if self.deadline is not None:
-            self.deadline.cancel()
-        self.setup.release()
-        self.close_discarded()
-        for message in self.waiting:
-            message.close()
-        self.waiting.clear()
-        self.outbox.close()
-        self.assembler.close()
-        self.wire.close()
-
-    def close_discarded(self) -> None:
-        """Closes what the set-up has no use for any more; it only lets go."""
-        for descriptor in self.setup.discarded:
-            if descriptor is not None:
-                descriptor.close()
-        self.setup.discarded.clear()
-
-
 class Keeper:
     """Waits at ``path`` for the VMM of ``served``, or dials it where that listens (``dials``).
 
@@ -126,7 +82,7 @@ class Keeper:
         self._reactor = reactor
         self._served = served
         self._now_ns = now_ns
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._poison = poison
         self._blame: dict[tuple[int, int, int], int] = {}  # deaths by (ring, head, place in the order)
         self._attached = False  # the worker has the queues, or finds them when it is ready
@@ -156,7 +112,7 @@ class Keeper:
         if not isinstance(wire, SocketWire):
             end.close()
             return
-        self._connection = _Connection(wire, Setup(offer, _shared_memory, _read))
+        self._connection = Connection(wire, Setup(offer, _shared_memory, _read))
         self._reactor.watch(wire.fileno(), self._on_traffic)
         _log.info("%s: a VMM has connected", self._served.name)
 
@@ -167,12 +123,11 @@ class Keeper:
         try:
             if mask & ~select.EPOLLOUT:
                 self._receive(connection, mask)
-            self._go_on()
-            self._send(connection)
         except VhostUserError as error:
             self._go_on_without(error)
+        self._pump()
 
-    def _receive(self, connection: _Connection, mask: int) -> None:
+    def _receive(self, connection: Connection, mask: int) -> None:
         """Takes what is there, in portions: the rest is the VMM's to keep, and other devices' turn comes."""
         if connection.has_enough and mask & select.EPOLLHUP:
             raise Disconnected("it has gone without waiting for what it had asked")
@@ -183,7 +138,7 @@ class Keeper:
             connection.waiting.append(message)
         self._watch_half_messages(connection)
 
-    def _watch_half_messages(self, connection: _Connection) -> None:
+    def _watch_half_messages(self, connection: Connection) -> None:
         """A message that has begun has to end some time."""
         if not connection.assembler.is_inside:
             if connection.deadline is not None:
@@ -194,7 +149,7 @@ class Keeper:
             at_ns = self._now_ns() + HALF_MESSAGE_NS
             connection.deadline = self._reactor.call_at(at_ns, lambda: self._go_on_without(late))
 
-    def _send(self, connection: _Connection) -> None:
+    def _send(self, connection: Connection) -> None:
         """Sends what goes; what does not, when the VMM reads again. Listens if more can be taken."""
         is_full = not connection.outbox.send(connection.wire)
         wanted = (select.EPOLLOUT if is_full else 0) | (0 if connection.has_enough else select.EPOLLIN)
@@ -230,7 +185,7 @@ class Keeper:
         if connection is not None and not self._draining:
             self._serve()
 
-    def _may_happen(self, connection: _Connection, message: Message) -> bool:
+    def _may_happen(self, connection: Connection, message: Message) -> bool:
         request = message.header.request
         if request not in FRONT_END_RULES:
             return True
@@ -268,7 +223,7 @@ class Keeper:
             self._patience.cancel()
             self._patience = None
 
-    def _answer(self, connection: _Connection, message: Message) -> None:
+    def _answer(self, connection: Connection, message: Message) -> None:
         setup, header = connection.setup, message.header
         rule = FRONT_END_RULES.get(header.request)
         with message:
@@ -299,7 +254,7 @@ class Keeper:
                 self._reply(connection, message, U64(status).pack(), ())
 
     def _reply(
-        self, connection: _Connection, message: Message, payload: bytes, descriptors: tuple[Descriptor, ...]
+        self, connection: Connection, message: Message, payload: bytes, descriptors: tuple[Descriptor, ...]
     ) -> None:
         connection.outbox.push(message.header.reply(len(payload)), payload, descriptors)
 

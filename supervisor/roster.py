@@ -18,7 +18,7 @@ from supervisor.bus import Bus
 from supervisor.config import Config, DeviceConfig, parse_device, policy_spec
 from supervisor.errors import EnvironmentFault, LocalError, StartFailed
 from supervisor.handle import DeviceFacts, DeviceHandle
-from supervisor.policy import Counts, Phase, Tree
+from supervisor.policy import Counts, Tree
 from supervisor.policy.events import AddChild, Reload, RemoveChild
 from supervisor.policy.records import DeviceFailed, DeviceKilled, Record
 from supervisor.policy.states import ALIVE, ChildState
@@ -103,7 +103,7 @@ class Roster:
         tree = self._reactor.state
         if group not in tree.nodes:
             return None
-        serving = policy.phase(tree, group) in (Phase.STARTING, Phase.RUNNING)
+        serving = policy.phase(tree, group) in policy.SERVING
         return (policy.child(tree, group).generation if group else 0), serving
 
     def _on_forget(self, handle: DeviceHandle, why: str) -> None:
@@ -219,7 +219,7 @@ class Roster:
 
     def _must_run(self) -> None:
         phase = policy.phase(self._reactor.state)
-        if phase not in (Phase.STARTING, Phase.RUNNING):
+        if phase not in policy.SERVING:
             raise LocalError(f"devices come and go while the supervisor runs; it is {phase.value}")
 
     def _is_coming(self, name: str) -> bool:

@@ -290,7 +290,7 @@ def test_given_spawns_that_fail_at_once_for_ever_the_host_keeps_its_turn(
         processes = sup._workers.processes if sup._workers else None
         assert processes is not None
 
-        def refuse() -> None:
+        def refuse(_owner: object) -> None:
             raise EnvironmentFault("no room")
 
         with monkeypatch.context() as patched:

@@ -41,6 +41,7 @@ from supervisor.policy.spec import (
 from supervisor.policy.states import ALIVE, ChildState, Phase
 from supervisor.policy.survey import (
     ROOT,
+    SERVING,
     ChildView,
     Counts,
     Tree,
@@ -62,6 +63,7 @@ from supervisor.policy.tree import initial, step
 __all__ = [
     "ALIVE",
     "ROOT",
+    "SERVING",
     "AutoShutdown",
     "BackoffSpec",
     "ChildSpec",

@@ -12,15 +12,16 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from supervisor.device import Ignore
 from supervisor.errors import LocalError
 from supervisor.memory.fence import FENCE
-from supervisor.messages_pb2 import Attach, Failed, SupervisorMessage, WorkerMessage
-from supervisor.tube import Tube, TubeError, UnknownProcess
+from supervisor.messages_pb2 import Attach, Failed, SupervisorMessage
+from supervisor.tube import TubeError
 from supervisor.worker import journal as layout
 from supervisor.worker.committer import Committer, unpack_state
+from supervisor.worker.conversation import ControlTube, Conversation
 from supervisor.worker.journal import Commit, Journal, JournalCorrupt
 from supervisor.worker.records import Input, InputKind
 from supervisor.worker.session import Session
@@ -28,7 +29,7 @@ from supervisor.worker.session import Session
 if TYPE_CHECKING:
     from supervisor.worker.virtio import Attachment
 
-__all__ = ["ControlTube", "DeviceCrashed", "Runtime"]
+__all__ = ["DeviceCrashed", "Runtime"]
 
 BATCH_INPUTS = 64  # posted writes per commit: a commit costs as much as a few device calls
 BATCH_NS = 5_000_000  # so that slow inputs are seen to move, and little is handled again after a death
@@ -37,18 +38,6 @@ SPIN_MIN_NS = 10_000  # a reply is often followed by a request
 SPIN_MAX_NS = 200_000  # a few times what a wake-up costs
 LOOK_AGAIN_S = 0.001  # store buffers are empty long before, and busy rings never wait so long
 LOOKS_AT_TUBE = 256  # batches after which a busy worker looks whether the supervisor has spoken
-
-
-class ControlTube(Protocol):
-    """What the runtime needs of its ProtoTube."""
-
-    def fileno(self) -> int: ...
-
-    def tell(self, message: WorkerMessage, fds: tuple[int, ...] = ()) -> None:
-        """Sends; waits while the supervisor is slow. Raises once it is gone."""
-
-    def hear(self, timeout: float | None) -> tuple[SupervisorMessage, list[Any]] | None:
-        """The next message and its descriptors, or ``None`` when ``timeout`` (seconds) has passed."""
 
 
 class DeviceCrashed(Exception):
@@ -73,8 +62,7 @@ class Runtime:
         answer_fd: int,
         heartbeat_every_ns: int = 0,
     ) -> None:
-        self._tube = tube
-        self._generation = generation
+        self._conversation = Conversation(tube, generation, self._take_down)
         self._committer = Committer(journal, answer_fd, self)
         self._timeout_s = heartbeat_every_ns / 2e9 if heartbeat_every_ns else None
         self._bells = doorbell_fd, answer_fd
@@ -82,11 +70,7 @@ class Runtime:
         self._epoll.register(doorbell_fd, select.EPOLLIN | select.EPOLLET)
         self._epoll.register(tube.fileno(), select.EPOLLIN)
         self._watched: dict[int, Callable[[], None]] = {}
-        self._payloads: dict[int, bytes] = {}
-        self._connected: dict[str, tuple[Any, str]] = {}
-        self._duplicated: dict[int, str] = {}
         self._handed: deque[Callable[[], None]] = deque()
-        self._requests = 0
         self._stopping = False
         self._batch = 1
         self._spin_ns = SPIN_MIN_NS
@@ -146,33 +130,13 @@ class Runtime:
             self._epoll.unregister(fd)
 
     def connect(self, name: str) -> Any:
-        message = WorkerMessage(generation=self._generation)
-        message.connect.peer = name
-        self._tube.tell(message)
-        while name not in self._connected:
-            self._hear(None)
-        end, error = self._connected.pop(name)
-        if end is None:
-            raise LocalError(f"connect({name!r}): {error}")
-        return end
+        return self._conversation.connect(name)
 
     def hand_over(self, target_pid: int, fd: int) -> None:
-        self._requests += 1
-        request = self._requests
-        message = WorkerMessage(generation=self._generation)
-        message.duplicate.request = request
-        message.duplicate.target_pid = target_pid
-        self._tube.tell(message, (fd,))
-        while request not in self._duplicated:
-            self._hear(None)
-        error = self._duplicated.pop(request)
-        if error:
-            raise UnknownProcess(error)
+        self._conversation.hand_over(target_pid, fd)
 
     def keep(self, name: str, fd: int | None) -> None:
-        message = WorkerMessage(generation=self._generation)
-        message.keep.name = name
-        self._tube.tell(message, () if fd is None else (fd,))
+        self._conversation.keep(name, fd)
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -185,7 +149,7 @@ class Runtime:
                 self._handle_batch()
                 batches += 1
                 if batches % LOOKS_AT_TUBE == 0:
-                    self._hear(0)
+                    self._conversation.hear(0)
             elif self._stopping:
                 break
             elif self._handed:
@@ -221,7 +185,7 @@ class Runtime:
             words[layout.HANDLING] = number + 1
             record, after, out_of_line = journal.get_input(number)
             if out_of_line:
-                record = record._replace(payload=self._payload(number))
+                record = record._replace(payload=self._conversation.payload(number))
             self._handle(session, record)
             number = after
             if number == submitted or record.kind in (InputKind.READ, InputKind.WRITE, InputKind.CALL):
@@ -315,8 +279,8 @@ class Runtime:
     def _serve_descriptors(self, ready: list[tuple[int, int]], *, watched: bool = False) -> None:
         """``watched``: one has been served already, and its effects are to be committed."""
         for fd, _mask in ready:
-            if fd == self._tube.fileno():
-                self._hear(0)
+            if fd == self._conversation.fileno():
+                self._conversation.hear(0)
             elif fd in self._watched:
                 self._handle_watched(self._watched[fd])
                 watched = True
@@ -339,49 +303,24 @@ class Runtime:
 
     def wait_for_bell(self) -> None:
         ready = self._epoll.poll(self._timeout_s)
-        if any(fd == self._tube.fileno() for fd, _mask in ready):
-            self._hear(0)
+        if any(fd == self._conversation.fileno() for fd, _mask in ready):
+            self._conversation.hear(0)
 
     def ask_for_growth(self, *, output_bytes: int, state_bytes: int, register_words: int) -> None:
-        before = self._committer.journal
-        message = WorkerMessage(generation=self._generation)
-        message.journal_full.output_bytes = output_bytes
-        message.journal_full.state_bytes = state_bytes
-        message.journal_full.register_words = register_words
-        self._tube.tell(message)
-        while self._committer.journal is before:
-            self._hear(None)
+        grown = self._conversation.larger_journal(
+            output_bytes=output_bytes, state_bytes=state_bytes, register_words=register_words
+        )
+        old = self._committer.journal
+        self._committer.use(Journal.attach(grown.fileno()))
+        old.close()
 
-    # -- the Tube --------------------------------------------------------------------------------
+    # -- what nobody has asked for ---------------------------------------------------------------
 
-    def _payload(self, number: int) -> bytes:
-        message = WorkerMessage(generation=self._generation)
-        message.want_payload.number = number
-        self._tube.tell(message)
-        while number not in self._payloads:
-            self._hear(None)
-        return self._payloads.pop(number)
-
-    def _hear(self, timeout: float | None) -> None:
-        """Takes one message off the Tube, if there is one within ``timeout`` seconds."""
-        heard = self._tube.hear(timeout)
-        if heard is None:
-            return
-        message, descriptors = heard
-        if message.generation != self._generation:
-            return  # meant for a predecessor; closing the descriptors is their owners' business
+    def _take_down(self, message: SupervisorMessage, descriptors: list[Any]) -> None:
+        """Whatever it is, something else may be under way."""
         match message.WhichOneof("body"):
             case "stop":
                 self._stopping = True
-            case "payload":
-                self._payloads[message.payload.number] = message.payload.data
-            case "journal_grown":
-                self._swap_journal(Journal.attach(descriptors[0].fileno()))
-            case "connected":
-                end = Tube(descriptors[0]) if descriptors else None
-                self._connected[message.connected.peer] = (end, message.connected.error)
-            case "duplicated":
-                self._duplicated[message.duplicated.request] = message.duplicated.error
             case "attach":
                 self.attach_when_ready(message.attach, descriptors)
             case "handed":
@@ -410,8 +349,3 @@ class Runtime:
     def ring_positions(self) -> list[tuple[int, int]]:
         """(Index, next available entry) of each virtqueue; empty where there are none."""
         return [] if self._attachment is None else self._attachment.positions()
-
-    def _swap_journal(self, grown: Journal) -> None:
-        old = self._committer.journal
-        self._committer.use(grown)
-        old.close()

@@ -12,27 +12,20 @@ import fcntl
 import mmap
 import os
 import threading
-from typing import Any, Final, Protocol
+from typing import Final
 
 from supervisor.memory.atomics import true_atomics
-from supervisor.messages_pb2 import SupervisorMessage, WorkerMessage
+from supervisor.messages_pb2 import WorkerMessage
+from supervisor.worker.conversation import ControlTube
 from supervisor.worker.lifeline import OWNER_DIED, PAGE_BYTES, TID_MASK, WAITERS
 
-__all__ = ["ControlTube", "serve_as_witness"]
+__all__ = ["serve_as_witness"]
 
 SYS_FUTEX: Final = {"x86_64": 202}.get(os.uname().machine, 98)
 FUTEX_WAIT: Final = 0
 STACK_BYTES: Final = 256 * 1024  # a thread that does nothing but wait
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class ControlTube(Protocol):
-    """What the witness needs of its ProtoTube."""
-
-    def tell(self, message: WorkerMessage, fds: tuple[int, ...] = ()) -> None: ...
-
-    def hear(self, timeout: float | None) -> tuple[SupervisorMessage, list[Any]] | None: ...
 
 
 def serve_as_witness(tube: ControlTube) -> None:
