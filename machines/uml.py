@@ -7,13 +7,13 @@ closes. So a guest here that lives through the deaths of its disk has never seen
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
 from machines.files import find_file
 from machines.vmm import Vmm, VmmOptions, read_options
 from supervisor import Supervisor
+from supervisor.scratch import ScratchFolder
 
 __all__ = ["Uml"]
 
@@ -31,7 +31,7 @@ class Uml(Vmm):
     ) -> None:
         self.options = read_options(VmmOptions, "uml", options)
         super().__init__(supervisor, self.options, stdin=stdin, stdout=stdout)
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: ScratchFolder | None = None
 
     def command(self) -> list[str]:
         options, source = self.options, self.sup.config.source
@@ -41,10 +41,10 @@ class Uml(Vmm):
             kernel = find_file("User-Mode Linux", name, source, REMEDY)
         else:
             kernel = Path(installed)
-        self._folder = tempfile.TemporaryDirectory(prefix="tubevisor-uml-")
+        self._folder = ScratchFolder("uml")
         words = [
             str(kernel),
-            *(f"mem={options.memory}", f"uml_dir={self._folder.name}/"),
+            *(f"mem={options.memory}", f"uml_dir={self._folder.path}/"),
             *("con=null", "con0=fd:0,fd:1", "quiet"),
         ]
         if options.initrd:
@@ -61,4 +61,4 @@ class Uml(Vmm):
             return await super().serve()
         finally:
             if self._folder is not None:
-                self._folder.cleanup()
+                self._folder.close()

@@ -9,19 +9,18 @@ own machine: the same board can then run twice.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from supervisor.errors import LocalError
+from supervisor.errors import EnvironmentFault, LocalError
 from supervisor.handle import VhostUserFacts
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import Attach, VirtioOffer
 from supervisor.policy.events import RestartChild
 from supervisor.reactor import Reactor
+from supervisor.scratch import ScratchFolder
 from supervisor.seat import Seat
 
 if TYPE_CHECKING:
@@ -43,14 +42,15 @@ class Keepers:
         self._directory = directory
         self._attach = attach
         self._kill = kill
-        self._private = ""  # the folder of sockets that the configuration does not name
+        self._private: ScratchFolder | None = None  # of sockets that the configuration does not name
         self._paths: dict[str, str] = {}
         self._keepers: dict[str, Keeper] = {}
 
     def worker_ready(self, seat: Seat) -> None:
         """A device serves; its socket is there when this returns.
 
-        Raises ``LocalError`` for a device that has nothing to offer a VMM, and what ``Listener`` does.
+        Raises ``LocalError`` for a device that has nothing to offer a VMM, ``EnvironmentFault`` where there
+        is no folder for its socket, and what ``Listener`` does.
         """
         if seat.config.vhost_user is None:
             return
@@ -109,16 +109,18 @@ class Keepers:
         """Gives every socket back."""
         for name in list(self._keepers):
             self.forget(name)
-        if self._private:
-            with contextlib.suppress(OSError):
-                os.rmdir(self._private)
-            self._private = ""
+        if self._private is not None:
+            self._private.close()
+            self._private = None
 
     def _path(self, name: str, socket: str) -> str:
         if not socket:
-            if not self._private:
-                self._private = tempfile.mkdtemp(prefix="tubevisor-", dir=os.environ.get("XDG_RUNTIME_DIR"))
-            path = os.path.join(self._private, f"{name}.sock")
+            if self._private is None:
+                try:
+                    self._private = ScratchFolder("sockets")
+                except OSError as error:
+                    raise EnvironmentFault("there is no folder to be had for its socket") from error
+            path = os.path.join(self._private.path, f"{name}.sock")
         else:
             path = os.path.abspath(os.path.join(self._directory, socket))
         self._paths[name] = path

@@ -17,6 +17,7 @@ RANKS = {
     "supervisor.errors": 0,
     "supervisor.exit_codes": 0,
     "supervisor.census": 0,
+    "supervisor.scratch": 0,
     "supervisor.datasheet": 1,
     "supervisor.registers": 2,
     "supervisor.device": 3,
@@ -212,7 +213,7 @@ def test_given_devices_they_import_the_device_kit_only() -> None:
 
 def test_given_machines_they_import_the_public_supervisor_only() -> None:
     """A machine is what a user could have written."""
-    public = ("device", "errors", "events", "handle")
+    public = ("device", "errors", "events", "handle", "scratch")
     allowed = {"supervisor", *(f"supervisor.{room}" for room in public)}
     wrong = [
         f"{name} imports {imported}"

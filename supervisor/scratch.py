@@ -1,0 +1,66 @@
+"""Folders for what belongs to a process and to nobody else: its sockets, its VMM's files.
+
+Such a folder is removed when it is closed. What a process that was killed has left is removed by the next one
+that makes a folder: each holds a lock (flock(2)) on its own for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+
+__all__ = ["ScratchFolder"]
+
+YOUNG_S = 10.0  # somebody may just be about to lock it
+
+
+class ScratchFolder:
+    """A new folder at ``path``, for ``kind``. Raises ``OSError`` where there can be none."""
+
+    def __init__(self, kind: str) -> None:
+        prefix = f"tubevisor-{kind}-"
+        base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+        _sweep(base, prefix)
+        self.path = tempfile.mkdtemp(prefix=prefix, dir=base)
+        try:
+            self._fd = _open(self.path)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.rmdir(self.path)
+            raise
+
+    def close(self) -> None:
+        """Removes it with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._fd)
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _sweep(base: str, prefix: str) -> None:
+    """Removes folders of ours that nobody holds any more."""
+    with contextlib.suppress(OSError), os.scandir(base) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix):
+                with contextlib.suppress(OSError):
+                    _remove_if_left(entry.path)
+
+
+def _remove_if_left(path: str) -> None:
+    found = os.lstat(path)
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if not is_ours or time.time() - found.st_mtime < YOUNG_S:
+        return
+    fd = _open(path)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path)
+    finally:
+        os.close(fd)
