@@ -91,6 +91,7 @@ ATTACKS: dict[str, Ends] = {
     "leaves": LEFT,
     "tube_held_by_a_grandchild": LEFT,
     "forks_away": LEFT,
+    "copy_that_writes": LEFT,
     "forks_away_for_good": LEFT,
 }
 NUISANCES = ("flood", "flood_of_logs", "answers_twice")
@@ -189,7 +190,7 @@ def test_given_reply_that_is_no_value_no_value_is_made_of_it() -> None:
         _wait(sup, _matches(corrupt("a value of 0 bytes")))
 
 
-@pytest.mark.parametrize("attack", ["forks_away_for_good", "tube_held_by_a_grandchild"])
+@pytest.mark.parametrize("attack", ["forks_away_for_good", "tube_held_by_a_grandchild", "copy_that_writes"])
 def test_given_worker_that_leaves_a_copy_of_itself_the_copy_ends(attack: str) -> None:
     """A fork out of session and group still holds the journal: it ends before the next generation serves."""
     with _hostile_and_neighbour("intensity: 5, spares: 0") as sup:

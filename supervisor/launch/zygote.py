@@ -27,7 +27,7 @@ __all__ = ["zygote_main"]
 
 PR_SET_CHILD_SUBREAPER = 36
 FAMILY_END_WAIT_S = 0.05  # less than the supervisor waits for the exit status
-JOURNAL_MAPPING = "/memfd:tubevisor-"  # as proc(5) shows it
+JOURNAL = "/memfd:tubevisor-"  # as proc(5) shows it
 FDS_PER_FORK = 2  # the worker's end of its Tube, and its log pipe
 
 
@@ -123,9 +123,9 @@ def _kill_family(pid: int) -> None:
 
 
 def _reap_family(pid: int) -> None:
-    """Waits, for a bounded time, until nobody of a dead worker's group is left: a copy of it that it forked
-    must not write into the journal any more when the next generation begins. They are ours to reap, since
-    the zygote is their subreaper (prctl(2))."""
+    """Waits, for a bounded time, until nobody of a dead worker's group is left, so that what it had open is
+    closed when the next generation begins. They are ours to reap, since the zygote is their subreaper
+    (prctl(2))."""
     deadline = time.monotonic() + FAMILY_END_WAIT_S
     try:
         while os.waitpid(-pid, os.WNOHANG)[0] or time.monotonic() < deadline:
@@ -135,9 +135,9 @@ def _reap_family(pid: int) -> None:
 
 
 def _end_copies(workers: set[int]) -> None:
-    """Ends those whom dead workers have left to us out of their group: a fork of a worker has the journal
-    mapped, and must not write into it when the next generation does. What a device has started as a program
-    of its own has no mapping, and lives on; one that has ended is reaped."""
+    """Ends those whom dead workers have left to us out of their group: a fork of a worker has its journal's
+    descriptor, as it has the others, and is of no use to anybody. What a device has started as a program of
+    its own has none of them, and lives on; one that has ended is reaped."""
     deadline = time.monotonic() + FAMILY_END_WAIT_S
     for pid in set(_living_children()) - workers:
         with contextlib.suppress(ChildProcessError):
@@ -150,11 +150,13 @@ def _end_copies(workers: set[int]) -> None:
 
 
 def _has_journal(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/maps") as maps:
-            return any(JOURNAL_MAPPING in line for line in maps)
-    except OSError:
-        return False
+    folder = f"/proc/{pid}/fd"
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"{folder}/{name}").startswith(JOURNAL):
+                    return True
+    return False
 
 
 def _living_children() -> list[int]:

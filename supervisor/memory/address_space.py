@@ -44,12 +44,13 @@ class AddressSpace:
     """Mapped regions; at first there are none. A context manager that closes itself.
 
     No address above ``max_addr`` is ever accessed. With ``sealed``, only files that can no longer be made
-    shorter are mapped (memfds with F_SEAL_SHRINK).
+    shorter are mapped (memfds with F_SEAL_SHRINK). Without ``forked``, forks of this process do not have it.
     """
 
-    def __init__(self, *, max_addr: int = ADDRESS_MASK, sealed: bool = False) -> None:
+    def __init__(self, *, max_addr: int = ADDRESS_MASK, sealed: bool = False, forked: bool = True) -> None:
         self._max_addr = max_addr
         self._sealed = sealed
+        self._forked = forked
         self._closed = False
         self._mapped: dict[Mapping, _Mapped] = {}
         self._table = Table()
@@ -71,7 +72,7 @@ class AddressSpace:
         if region.guest_end > self._max_addr:
             raise BadRegion(f"a region up to {region.guest_end:#x} in a space up to {self._max_addr:#x}")
         check_apart(region, [mapping.region for mapping in self._mapped])
-        mapping = Mapping(region, fd, sealed=self._sealed)
+        mapping = Mapping(region, fd, sealed=self._sealed, forked=self._forked)
         self._mapped[mapping] = _Mapped(mapping, [(0, region.size_bytes, region.access)])
         self._rebuild()
 

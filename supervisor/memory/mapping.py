@@ -10,6 +10,9 @@ refuses; ``close`` says so with ViewsAlive and leaves everything as it was.
 What a mapping cannot guard against is a file that is made shorter *later*: touching the lost pages kills the
 process (SIGBUS). Before mapping, the size is compared with fstat(2)'s. A memfd sealed with F_SEAL_SHRINK
 cannot be cut at all; ``sealed=True`` insists on that, for whoever does not trust the other side.
+
+A fork has the mapping, too, and may write when its parent is dead and somebody else has taken its place: with
+``forked=False`` it has not, and ends by a signal if it tries.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Mapping:
     the same for those who must not write.
     """
 
-    def __init__(self, region: Region, fd: int, *, sealed: bool = False) -> None:
+    def __init__(self, region: Region, fd: int, *, sealed: bool = False, forked: bool = True) -> None:
         self.region = region
         try:
             status = os.fstat(fd)
@@ -68,6 +71,8 @@ class Mapping:
         # The guest's memory is not ours: a dump of this process must neither hold it nor be as large.
         with contextlib.suppress(OSError):
             self._mapped.madvise(mmap.MADV_DONTDUMP)
+        if not forked:
+            self._mapped.madvise(mmap.MADV_DONTFORK)
         self._skip_bytes = part.skip_bytes
         self._address = 0
         self._open_views()

@@ -126,9 +126,10 @@ class Journal:
 
     @classmethod
     def attach(cls, fd: int) -> Journal:
-        """Maps the journal behind ``fd``, whose header says how it is laid out.
+        """Maps the journal behind ``fd``, whose header says how it is laid out; for the worker.
 
-        Raises :class:`JournalCorrupt` where the header does not fit the file.
+        A fork of the worker does not have it: it may be alive when the next worker writes. Raises
+        :class:`JournalCorrupt` where the header does not fit the file.
         """
         header = struct.unpack("<5Q", os.pread(fd, 40, 0))
         if header[0] != MAGIC:
@@ -138,7 +139,9 @@ class Journal:
         )
         if layout.total_bytes != os.fstat(fd).st_size:
             raise JournalCorrupt(f"a journal of {os.fstat(fd).st_size} bytes claims {layout.total_bytes}")
-        return cls(fd, layout)
+        journal = cls(fd, layout)
+        journal._map.madvise(mmap.MADV_DONTFORK)
+        return journal
 
     def close(self) -> None:
         """Unmaps. The views must not be used any more."""

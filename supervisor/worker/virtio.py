@@ -67,7 +67,7 @@ class Attachment:
         self._unserved: list[tuple[int, int]] = []  # (index, position) of rings that cannot be what they are
         self._unfinished: list[_Served] = []  # whose turn was over before the ring was empty
         self._owned: list[int] = []
-        self.memory = GuestMemory()
+        self.memory = GuestMemory(forked=False)
         self._log_memory: Any = None
         held = list(descriptors)
         try:
@@ -89,7 +89,7 @@ class Attachment:
         _map_all(self.memory, [(place, _next(held)) for place in described])
         if attach.HasField("inflight"):
             area = attach.inflight
-            self._log_memory = GuestMemory()
+            self._log_memory = GuestMemory(forked=False)
             _map_all(self._log_memory, [((0, area.size_bytes, area.offset_bytes, 0), _next(held))])
 
     def _open(self, attach: Attach, ring: Ring, held: list[Any]) -> None:

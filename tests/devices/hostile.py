@@ -191,6 +191,16 @@ class Hostile(Counting):
     def _attack_leaves(self) -> None:
         os._exit(0)
 
+    def _attack_copy_that_writes(self) -> None:
+        """A child that is out of reach writes into the journal for as long as it lives."""
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        runtime: Any = self.ctx._loop  # type: ignore[attr-defined]
+        view = runtime._committer.journal.bytes
+        while True:
+            view[:] = b"\xff" * len(view)
+
     def _attack_forks_away(self) -> None:
         """A child takes over everything and goes on as if it were the worker."""
         if os.fork():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import signal
 import sys
 
 import pytest
@@ -213,3 +215,19 @@ def test_given_an_error_inside_with_that_error_comes_out() -> None:
         assert memory.closed
         del held
         memory.close()
+
+
+def test_given_memory_that_is_not_forked_a_child_that_writes_there_dies() -> None:
+    """By a signal, and nothing has changed; with it, as always, a child shares what is shared."""
+    for forked in (False, True):
+        with file_of(PAGE) as fd, GuestMemory(forked=forked) as memory:
+            memory.map(region(0, PAGE), fd)
+            pid = os.fork()
+            if not pid:
+                with contextlib.suppress(BaseException):
+                    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+                    memory.writable_view(0, 1)[0] = 7
+                os._exit(0)
+            _pid, status = os.waitpid(pid, 0)
+            assert os.waitstatus_to_exitcode(status) == (0 if forked else -signal.SIGSEGV)
+            assert os.pread(fd, 1, 0) == (b"\7" if forked else b"\0")
