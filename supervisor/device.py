@@ -111,10 +111,15 @@ class Device:
     Class attributes: ``state`` names the attributes that survive a restart (ints, strings, bytes, lists,
     dicts and the like); ``state_version`` changes when their meaning does; ``Options``, a dataclass or
     ``msgspec.Struct``, declares the options of the YAML.
+
+    ``exclusive`` says that it holds something which only one process at a time can have: a port, a lock. Then
+    its successor starts when it has been taken apart, and not as soon as it executes nothing any more, which
+    is milliseconds earlier. By default (``None``) it does if ``start`` opens a descriptor that is not kept.
     """
 
     state: ClassVar[tuple[str, ...]] = ()
     state_version: ClassVar[int] = 1
+    exclusive: ClassVar[bool | None] = None
     Options: ClassVar[type | None] = None
     sheet: ClassVar[Sheet] = Sheet("Device", [])
 

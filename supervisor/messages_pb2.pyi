@@ -856,7 +856,7 @@ Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
 @_typing.final
 class Ready(_message.Message):
-    """Descriptors of a virtio device: [the page whose robust mutex it holds], where the system can do that."""
+    """Descriptors: [the page whose robust mutex it holds], where the system can do that and the device can bear it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

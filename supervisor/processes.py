@@ -266,6 +266,7 @@ class Processes:
             raise BrokenContract(f"Hello with ticket {hello.ticket} from pid {pid}")
         _check_pidfd(descriptors, pid)
         worker.hello = True
+        worker.pid = worker.pid or pid or 0  # its zygote's report may be late
         if owner is not None:
             owner.on_hello(worker)
         else:

@@ -1,7 +1,7 @@
 """Folders for what belongs to a process and to nobody else: its sockets, its VMM's files.
 
 Such a folder is removed when it is closed. What a process that was killed has left is removed by the next one
-that makes a folder: each holds a lock (flock(2)) on its own for as long as it lives.
+that makes a folder: each holds a lock (flock(2)) on a file in its own for as long as it lives.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 
 __all__ = ["ScratchFolder"]
 
+LOCK = "lock"
 YOUNG_S = 10.0  # somebody may just be about to lock it
 
 
@@ -28,20 +29,16 @@ class ScratchFolder:
         _sweep(base, prefix)
         self.path = tempfile.mkdtemp(prefix=prefix, dir=base)
         try:
-            self._fd = _open(self.path)
+            self._fd = os.open(os.path.join(self.path, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            os.rmdir(self.path)
+            shutil.rmtree(self.path, ignore_errors=True)
             raise
 
     def close(self) -> None:
         """Removes it with all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._fd)
-
-
-def _open(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _sweep(base: str, prefix: str) -> None:
@@ -58,7 +55,7 @@ def _remove_if_left(path: str) -> None:
     is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
     if not is_ours or time.time() - found.st_mtime < YOUNG_S:
         return
-    fd = _open(path)
+    fd = os.open(os.path.join(path, LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(path)

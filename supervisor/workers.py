@@ -292,7 +292,7 @@ class Workers:
 
     def _on_ready(self, seat: Seat, descriptors: list[Descriptor]) -> str:
         """A worker has said Ready; returns why its device cannot serve all the same, if so."""
-        if seat.worker is not None and seat.config.vhost_user is not None and descriptors:
+        if seat.worker is not None and descriptors:
             self._witness.watch(seat.worker, descriptors.pop())
         try:
             self._keepers.worker_ready(seat)

@@ -56,10 +56,6 @@ class VirtioDevice(Device):
     whole. What is committed has happened, whatever becomes of the rest of the method.
     """
 
-    exclusive: bool = False
-    """It holds something that only one process can have (a tap, a lock). Its successor then comes when it has
-    been taken apart, and not as soon as it executes nothing any more."""
-
     negotiated: int = 0
     """The features that the driver has accepted."""
 

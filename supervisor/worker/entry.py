@@ -218,6 +218,7 @@ def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any])
             answer_fd=answer,
             heartbeat_every_ns=assign.heartbeat_every_ns,
         )
+        before = _open_descriptors()
         try:
             session = Session(device_class, launch, runtime)
         except LocalError:
@@ -230,12 +231,21 @@ def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any])
     ready = WorkerMessage(generation=generation)
     ready.ready.CopyFrom(_describe(device_class))
     device: Any = session.device
-    page = None
     if hasattr(device, "offer"):  # a virtio device: what it offers is known once it has started
         device.offer(ready.ready.virtio)
-        page = None if device.exclusive else hold_lifeline()
+    exclusive = device.exclusive
+    if exclusive is None:
+        exclusive = bool(_open_descriptors() - before - runtime.kept)
+    page = None if exclusive else hold_lifeline()
     tube.tell(ready, () if page is None else (page,))
     return runtime
+
+
+def _open_descriptors() -> set[int]:
+    """All of this process's, without the one that it takes to look, which is the lowest that is free."""
+    lowest = os.dup(0)
+    os.close(lowest)
+    return set(map(int, os.listdir("/proc/self/fd"))) - {lowest}
 
 
 def _find_class(name: str) -> type[Device]:

@@ -70,6 +70,7 @@ class Runtime:
         self._epoll.register(doorbell_fd, select.EPOLLIN | select.EPOLLET)
         self._epoll.register(tube.fileno(), select.EPOLLIN)
         self._watched: dict[int, Callable[[], None]] = {}
+        self.kept: set[int] = set()  # descriptors that the supervisor has, too
         self._handed: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._batch = 1
@@ -137,6 +138,8 @@ class Runtime:
 
     def keep(self, name: str, fd: int | None) -> None:
         self._conversation.keep(name, fd)
+        if fd is not None:
+            self.kept.add(fd)
 
     # -- the loop --------------------------------------------------------------------------------
 

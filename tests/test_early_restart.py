@@ -1,0 +1,89 @@
+"""Deaths are known before a process has been taken apart, unless its successor has to wait for that."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+
+import pytest
+
+from supervisor.host import Supervisor
+from tests.chaos import board, census
+
+PID = 0x00
+DEADLINE_S = 60.0
+
+pytestmark = pytest.mark.chaos
+
+
+def _device(kind: str, how: str = "nothing", port: int = 0) -> str:
+    return (
+        f'name: device, device: "tests.devices.holding:{kind}", options: {{how: {how}, port: {port}}}, '
+        f"backoff: {{max: 0s}}, mmio: {{base: 0, size: 4KiB}}, start_timeout: 30s"
+    )
+
+
+def _serving(sup: Supervisor) -> int:
+    """The pid of the process that serves, as it says itself, once it is known to be ready."""
+    pid = sup["device"].read(PID, 4)
+    while sup["device"].state != "ready":
+        sup.dispatch(1)
+    return pid
+
+
+def _is_watched(sup: Supervisor) -> bool:
+    """True if the witness waits for the death of the device's worker."""
+    workers = sup._workers
+    assert workers is not None
+    worker = workers.seat("device").worker
+    assert worker is not None
+    return worker.ticket in workers._witness._pages
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "watched"),
+    [("Holding", "nothing", True), ("Holding", "kept", True), ("Holding", "port", False),
+     ("Exclusive", "nothing", False)],
+)  # fmt: skip
+def test_given_what_it_holds_it_is_known_whether_its_successor_waits(
+    kind: str, how: str, watched: bool
+) -> None:
+    """In the first process and in those that find something kept."""
+    with census(), Supervisor(board(_device(kind, how))) as sup:
+        for _ in range(3):
+            assert _serving(sup) == sup["device"].pid
+            assert _is_watched(sup) == watched
+            assert sup.kill("device", charged=False) is not None
+
+
+def test_given_port_that_only_one_can_have_no_successor_comes_too_early() -> None:
+    """Thirty kills, and each next process gets the port: nobody has died by itself."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    device = _device("Holding", "port", port)
+    with census(), Supervisor(board(device, supervisor="intensity: 0, period: 60s")) as sup:
+        for _ in range(30):
+            assert _serving(sup) == sup["device"].pid
+            assert sup.kill("device", charged=False) is not None
+        assert _serving(sup)
+
+
+def test_given_much_memory_its_successor_starts_before_it_is_given_back() -> None:
+    """The dead process is still being taken apart when the next one is on its way; not each time, if busy."""
+    with census(), Supervisor(board(_device("Large"), supervisor="spares: 2")) as sup:
+        until = time.monotonic() + DEADLINE_S
+        while True:
+            before = _serving(sup)
+            pidfd = os.pidfd_open(before)
+            try:
+                assert sup.kill("device", charged=False) == before
+                while sup["device"].pid == before:
+                    sup.dispatch(0.01)
+                if not select.select([pidfd], [], [], 0)[0]:
+                    break
+            finally:
+                os.close(pidfd)
+            assert time.monotonic() < until, "it is known too late each time"
+        assert _serving(sup) != before
