@@ -270,7 +270,12 @@ class Keeper:
         self._attached = self._served.attach(attach, descriptors)
 
     def _drain(self) -> None:
+        """The worker is to end before anything goes on; one that is not ready yet, as soon as it is."""
         self._draining = True
+        if self._ready:
+            self._end_worker()
+
+    def _end_worker(self) -> None:
         self._served.replace()
         self._deadline = self._reactor.call_at(self._now_ns() + DRAIN_NS, self._served.kill)
 
@@ -292,6 +297,9 @@ class Keeper:
     def worker_ready(self) -> None:
         """A worker serves: it gets what is to be served."""
         self._ready = True
+        if self._draining and self._attached:
+            self._end_worker()
+            return
         self._draining = False
         self._look_at_the_offer()
         self._pump()

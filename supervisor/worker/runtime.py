@@ -273,11 +273,14 @@ class Runtime:
 
     def _look_again(self) -> None:
         """All has been quiet for a moment: it may be a kick or an interrupt that is missing."""
-        attachment = self._attachment
         self._looks_again = False
-        if attachment is not None:
-            self._handle_watched(attachment.look_again)
+        if self._attachment is not None:
+            self._handle_watched(self._look_at_rings)
             self._commit(self._committer.applied, Failed.PHASE_REQUEST)
+
+    def _look_at_rings(self) -> None:
+        assert self._attachment is not None  # noqa: S101 - the caller has looked
+        self._looks_again = self._attachment.look_again()
 
     def _serve_descriptors(self, ready: list[tuple[int, int]], *, watched: bool = False) -> None:
         """``watched``: one has been served already, and its effects are to be committed."""

@@ -173,12 +173,19 @@ class Attachment:
             if one.index in self._device.input_queues:
                 self._process(one)
 
-    def look_again(self) -> None:
-        """What a kick or an interrupt should have said and has not: see ``SplitQueue.remind``."""
+    def look_again(self) -> bool:
+        """What a kick or an interrupt should have said and has not: see ``SplitQueue.remind``.
+
+        True if something has come of it: then more may.
+        """
+        found = False
         for one in self._served:
+            before = one.queue.position
             if one.queue.has_more:
                 self._process(one)
             one.queue.remind()
+            found |= one.queue.position != before
+        return found
 
     def _resume(self, one: _Served, poison: set[int]) -> None:
         left = one.queue.recover()

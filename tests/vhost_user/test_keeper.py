@@ -15,7 +15,8 @@ from typing import TypeVar
 import pytest
 
 from devices.virtio.blk import F_FLUSH, IN, IOERR, OK, SECTOR
-from supervisor import keeper
+from supervisor import keeper, keepers
+from supervisor.events import DeviceDied
 from supervisor.host import Supervisor
 from supervisor.vhost_user import F_EVENT_IDX, F_PROTOCOL_FEATURES, F_VERSION_1
 from supervisor.vhost_user.areas import Region
@@ -363,3 +364,33 @@ def test_given_request_that_kills_it_is_failed_and_the_others_are_served(vmm: Vm
     # Three of the one alone. If the first request was not slow, and published alone, there is one death more,
     # in a batch, of which the first is suspected.
     assert vmm.sup["disk"].generation in (4, 5)
+
+
+@pytest.mark.parametrize("kind", ["tests.devices.slow:Slow"])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_given_request_while_a_worker_starts_it_waits_and_nobody_is_killed(
+    vmm: Vmm, leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker has the queues already, and is not ready: what needs it out of the way waits until it is."""
+    monkeypatch.setattr(keepers, "FAST_START_NS", 10**12)
+    vmm.bring_up()
+    work = Work(vmm, 1)
+    _work(vmm, work, 20)
+    kills = 1 if leaves else 8
+    for _ in range(kills):
+        while vmm.sup.kill("disk", charged=False) is None:
+            vmm.sup.dispatch(1)
+        while vmm.sup["disk"].state != "building" or not vmm.sup["disk"].pid:
+            vmm.sup.dispatch(1)
+        if leaves:
+            vmm.ask(vmm.front.close)
+        else:
+            vmm.ask(lambda: vmm.front.set_vring_call(0, vmm.fds["call"]))
+            _work(vmm, work, 20)
+    until = time.monotonic() + 2 * keeper.DRAIN_NS / 1e9  # no deadline of a drain is left
+    while time.monotonic() < until:
+        vmm.sup.dispatch(0.05)
+    assert vmm.sup["disk"].state == "ready"
+    died = [one for one in vmm.sup.events() if isinstance(one, DeviceDied)]
+    assert not [one for one in died if one.charged]
+    assert len(died) == kills
