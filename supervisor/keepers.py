@@ -117,7 +117,7 @@ class Keepers:
         if not socket:
             if self._private is None:
                 try:
-                    self._private = ScratchFolder("sockets")
+                    self._private = ScratchFolder("vhost")
                 except OSError as error:
                     raise EnvironmentFault("there is no folder to be had for its socket") from error
             path = os.path.join(self._private.path, f"{name}.sock")

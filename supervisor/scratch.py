@@ -12,7 +12,6 @@ import os
 import shutil
 import stat
 import tempfile
-import time
 
 __all__ = ["ScratchFolder"]
 
@@ -24,9 +23,8 @@ class ScratchFolder:
     """A new folder at ``path``, for ``kind``. Raises ``OSError`` where there can be none."""
 
     def __init__(self, kind: str) -> None:
-        prefix = f"tubevisor-{kind}-"
+        prefix = f"tv-{kind}-"  # short: the path of a socket has 107 bytes at most
         base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-        _sweep(base, prefix)
         self.path = tempfile.mkdtemp(prefix=prefix, dir=base)
         try:
             self._fd = os.open(os.path.join(self.path, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -34,6 +32,7 @@ class ScratchFolder:
         except OSError:
             shutil.rmtree(self.path, ignore_errors=True)
             raise
+        _sweep(base, prefix, os.stat(self.path).st_mtime)
 
     def close(self) -> None:
         """Removes it with all that is in it."""
@@ -41,19 +40,19 @@ class ScratchFolder:
         os.close(self._fd)
 
 
-def _sweep(base: str, prefix: str) -> None:
-    """Removes folders of ours that nobody holds any more."""
+def _sweep(base: str, prefix: str, now: float) -> None:
+    """Removes folders of ours that nobody holds any more; ``now`` is the file system's time."""
     with contextlib.suppress(OSError), os.scandir(base) as entries:
         for entry in entries:
             if entry.name.startswith(prefix):
                 with contextlib.suppress(OSError):
-                    _remove_if_left(entry.path)
+                    _remove_if_left(entry.path, now)
 
 
-def _remove_if_left(path: str) -> None:
+def _remove_if_left(path: str, now: float) -> None:
     found = os.lstat(path)
     is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-    if not is_ours or time.time() - found.st_mtime < YOUNG_S:
+    if not is_ours or now - found.st_mtime < YOUNG_S:
         return
     fd = os.open(os.path.join(path, LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

@@ -35,6 +35,14 @@ def open_descriptors() -> dict[int, str]:
     return found
 
 
+def until_witnessed(sup: Supervisor) -> None:
+    """Dispatches until the witness of deaths listens: from then on processes and descriptors are counted."""
+    assert sup._workers is not None
+    witness = sup._workers._witness
+    while witness._process is None or not witness._process.hello:
+        sup.dispatch(1)
+
+
 def living_descendants() -> set[int]:
     """Pids of all descendants of this process that are no zombies."""
     found = set()

@@ -182,7 +182,7 @@ class Soak:
             assert not isinstance(record, DeviceFailed | GaveUp | InputGivenUp | Impossible), record
 
     def _sample(self, on_sample: Callable[[Sample], None]) -> None:
-        everybody = len(self._loads) + SPARES + 1  # and the zygote
+        everybody = len(self._loads) + SPARES + 2  # and the zygote and the witness
         self._dispatch_until(lambda: len(living_descendants()) == everybody, "not everybody is back")
         self._dispatch_until(lambda: all(load.handle.state == "ready" for load in self._loads), "not ready")
         assert self._sup._workers is not None

@@ -21,7 +21,7 @@ from supervisor.handle import DeviceHandle
 from supervisor.host import Supervisor
 from supervisor.policy import Counts, Restart
 from supervisor.policy.records import DeviceRemoved, OutcomeKind, Record
-from tests.chaos import COUNTING, board, census, mapped_journals, open_descriptors
+from tests.chaos import COUNTING, board, census, mapped_journals, open_descriptors, until_witnessed
 
 FAR = {"first": "30s"}  # a restart that does not come while the test looks
 
@@ -150,6 +150,7 @@ def test_sup_start_child_returns_error(diary: Path, restart: str) -> None:
         census(),
         Supervisor(board(COUNTING, supervisor="intensity: 0, strategy: one_for_all, spares: 0")) as sup,
     ):
+        until_witnessed(sup)
         counter = sup["counter"].pid
         before = open_descriptors(), mapped_journals()
         with pytest.raises(StartFailed, match="x: the start failed") as failure:
@@ -388,6 +389,7 @@ def test_chaos_on_a_device_that_comes_and_goes(diary: Path) -> None:
 def test_no_descriptors_left_adding_is_refused_and_the_rest_lives_on(diary: Path) -> None:
     """Where the system has no room, the error says so; later there is room again."""
     with census(), Supervisor(board(COUNTING, supervisor="spares: 0")) as sup:
+        until_witnessed(sup)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         try:

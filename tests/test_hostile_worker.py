@@ -24,7 +24,7 @@ from supervisor.events import (
 from supervisor.host import Supervisor
 from supervisor.remote import RemoteHandle
 from supervisor.worker.records import InputKind
-from tests.chaos import COUNTING, board, census, living_descendants
+from tests.chaos import COUNTING, board, census, living_descendants, until_witnessed
 
 pytestmark = pytest.mark.chaos
 
@@ -194,6 +194,7 @@ def test_given_reply_that_is_no_value_no_value_is_made_of_it() -> None:
 def test_given_worker_that_leaves_a_copy_of_itself_the_copy_ends(attack: str) -> None:
     """A fork out of session and group still holds the journal: it ends before the next generation serves."""
     with _hostile_and_neighbour("intensity: 5, spares: 0") as sup:
+        until_witnessed(sup)
         before = len(living_descendants())
         with contextlib.suppress(DeviceFault):
             sup["hostile"].call_bytes(attack.encode())

@@ -69,13 +69,13 @@ def test_given_what_only_looks_like_one_it_is_left_alone(base: Path) -> None:
     elsewhere.mkdir()
     (elsewhere / "precious").touch()
     _age(elsewhere)
-    (base / "tubevisor-test-link").symlink_to(elsewhere)
-    (base / "tubevisor-test-file").touch()
-    _age(base / "tubevisor-test-file")
+    (base / "tv-test-link").symlink_to(elsewhere)
+    (base / "tv-test-file").touch()
+    _age(base / "tv-test-file")
     ScratchFolder("test").close()
     assert sorted(one.name for one in base.iterdir()) == [
         "elsewhere",
-        "tubevisor-test-file",
-        "tubevisor-test-link",
+        "tv-test-file",
+        "tv-test-link",
     ]
     assert (elsewhere / "precious").exists()

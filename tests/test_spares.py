@@ -64,7 +64,10 @@ def test_given_spares_they_have_rehearsed_and_hold_little(kind: str, tmp_path: P
         spares = [one for one in zygote.children() if one.name() == "tv:rehearsal"]
         assert len(spares) == 2
         for spare in spares:
-            held = [os.readlink(f"/proc/{spare.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{spare.pid}/fd")]
+            folder = Path(f"/proc/{spare.pid}/fd")
+            while any("pidfd" in os.readlink(one) for one in folder.iterdir()):
+                sup.dispatch(0.01)  # it is just saying Hello
+            held = [os.readlink(one) for one in folder.iterdir()]
             lifelines = [one for one in held if "lifeline" in one]
             assert lifelines
             assert len(held) == 4 + len(lifelines), held

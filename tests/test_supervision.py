@@ -288,7 +288,7 @@ def test_given_state_that_cannot_be_saved_the_input_is_to_blame() -> None:
 
 
 def test_given_worker_it_holds_its_own_descriptors_only() -> None:
-    """Stdio, its Tube, its bells, its loop: no Tube of another, no end of the supervisor's, no journal."""
+    """Stdio, its Tube, its bells, its loop, its mutex: no Tube of another, no end of the supervisor's."""
     config = board(INQUISITIVE, COUNTING, supervisor="spares: 1")
     with census(), Supervisor(config) as sup:
         fds = dict(line.split("=", 1) for line in sup["asked"].call_bytes(b"fds").decode().splitlines())
@@ -299,8 +299,9 @@ def test_given_worker_it_holds_its_own_descriptors_only() -> None:
     assert fds["3"].startswith("socket:")
     assert [what for what in kinds if what == "socket"] == []
     assert sum(what.startswith("anon_inode") for what in kinds) == 3, kinds  # two bells and an epoll
-    # multiplying mappings: the journal's mmap keeps a duplicate of its memfd; the directory was being listed
-    assert len(kinds) <= 5, fds
+    # each mmap keeps a duplicate of its memfd: of the journal, and of the mutex beside its own; the directory
+    # was being listed
+    assert len(kinds) <= 7, fds
 
 
 def test_given_surroundings_in_config_worker_has_them() -> None:
