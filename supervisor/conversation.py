@@ -43,13 +43,11 @@ _decode_map = msgspec.msgpack.Decoder(RegisterMap).decode
 class Conversation:
     """Talks to the workers of all seats.
 
-    ``on_ready`` is called when a device has begun to serve, with the descriptors that it has sent; what it
-    returns is why it cannot, if so.
+    ``on_ready`` is called when a device has begun to serve, with whether its worker holds the mutex in its
+    journal; what it returns is why it cannot, if so.
     """
 
-    def __init__(
-        self, reactor: Reactor, clock: Clock, on_ready: Callable[[Seat, list[Descriptor]], str]
-    ) -> None:
+    def __init__(self, reactor: Reactor, clock: Clock, on_ready: Callable[[Seat, bool], str]) -> None:
         self._reactor = reactor
         self._clock = clock
         self._ready = on_ready
@@ -93,7 +91,7 @@ class Conversation:
             raise BrokenContract(f"{body} of generation {message.generation}, not {seat.generation}")
         match body:
             case "ready":
-                self._on_ready(seat, worker, message, descriptors)
+                self._on_ready(seat, worker, message)
             case "failed":
                 seat.last_words = message.failed
                 self._judge_failure(seat, message.failed)
@@ -116,9 +114,7 @@ class Conversation:
             case _:
                 raise BrokenContract(f"{seat.name} says something unknown")
 
-    def _on_ready(
-        self, seat: Seat, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
-    ) -> None:
+    def _on_ready(self, seat: Seat, worker: WorkerProcess, message: WorkerMessage) -> None:
         try:
             register_map = _decode_map(message.ready.register_map_msgpack)
         except msgspec.DecodeError as error:
@@ -140,7 +136,7 @@ class Conversation:
             seat.generation,
             lambda message, fds: tube.send_proto_nowait(message, fds=fds),
         )
-        why_not = self._ready(seat, descriptors)
+        why_not = self._ready(seat, message.ready.lifeline)
         if why_not:
             seat.refused, seat.ready = True, False
             self._reactor.post(Refused(seat.name, seat.generation, why_not))

@@ -265,20 +265,23 @@ Global___Witness: _TypeAlias = Witness  # noqa: Y015
 
 @_typing.final
 class Watch(_message.Message):
-    """To the witness. Descriptors: [the page whose robust mutex the worker holds]."""
+    """To the witness. Descriptors: [the journal whose robust mutex the worker holds]."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TICKET_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
     ticket: _builtins.int
+    pid: _builtins.int
     def __init__(
         self,
         *,
         ticket: _builtins.int = ...,
+        pid: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -856,17 +859,18 @@ Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
 @_typing.final
 class Ready(_message.Message):
-    """Descriptors: [the page whose robust mutex it holds], where the system can do that and the device can bear it."""
-
     DESCRIPTOR: _descriptor.Descriptor
 
     REGISTER_MAP_MSGPACK_FIELD_NUMBER: _builtins.int
     OPTION_SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     STATE_VERSION_FIELD_NUMBER: _builtins.int
     VIRTIO_FIELD_NUMBER: _builtins.int
+    LIFELINE_FIELD_NUMBER: _builtins.int
     register_map_msgpack: _builtins.bytes
     option_schema_json: _builtins.bytes
     state_version: _builtins.int
+    lifeline: _builtins.bool
+    """it holds the mutex in its journal: its device may be followed early"""
     @_builtins.property
     def virtio(self) -> Global___VirtioOffer: ...
     def __init__(
@@ -876,10 +880,11 @@ class Ready(_message.Message):
         option_schema_json: _builtins.bytes = ...,
         state_version: _builtins.int = ...,
         virtio: Global___VirtioOffer | None = ...,
+        lifeline: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_virtio", b"_virtio", "virtio", b"virtio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_virtio", b"_virtio", "option_schema_json", b"option_schema_json", "register_map_msgpack", b"register_map_msgpack", "state_version", b"state_version", "virtio", b"virtio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_virtio", b"_virtio", "lifeline", b"lifeline", "option_schema_json", b"option_schema_json", "register_map_msgpack", b"register_map_msgpack", "state_version", b"state_version", "virtio", b"virtio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__virtio: _TypeAlias = _typing.Literal["virtio"]  # noqa: Y015
     _WhichOneofArgType__virtio: _TypeAlias = _typing.Literal["_virtio", b"_virtio"]  # noqa: Y015

@@ -1,8 +1,8 @@
 """The supervisor's side of the witness: one process more, which tells of deaths before the pidfds do.
 
-It is there for workers that have guest memory and so take long to be taken apart. It is only ever quicker:
-what it says is held against what the kernel says of the process, and without it (it may die like any other,
-and is replaced) the pidfd tells, later.
+It is only ever quicker, most of all where a worker has much memory to be taken apart: what it says is held
+against what the kernel says of the process, and without it (it may die like any other, and is replaced) the
+pidfd tells, later.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 
 from supervisor.errors import EnvironmentFault
 from supervisor.launch.launcher import WorkerProcess
+from supervisor.ledger import Ledger
 from supervisor.messages_pb2 import SupervisorMessage, WorkerMessage
 from supervisor.processes import Processes
 from supervisor.tube import Descriptor, TubeError
@@ -28,21 +29,19 @@ class Witness:
         self._processes = processes
         self._process: WorkerProcess | None = None
         self._lives = LIVES
-        self._pages: dict[int, Descriptor] = {}  # by the ticket of the worker that holds the mutex in it
+        self._watched: dict[int, tuple[WorkerProcess, Ledger]] = {}  # by ticket
 
-    def watch(self, worker: WorkerProcess, page: Descriptor) -> None:
-        """Has the witness wait for ``worker``, which holds the mutex in ``page``; owns ``page``."""
-        self._pages[worker.ticket] = page
+    def watch(self, worker: WorkerProcess, ledger: Ledger) -> None:
+        """Has the witness wait for ``worker``, which holds the mutex in the journal of ``ledger``."""
+        self._watched[worker.ticket] = worker, ledger
         if self._process is None:
             self._order()
         elif self._process.hello:
-            self._tell(worker.ticket)
+            self._tell(worker, ledger)
 
     def forget(self, worker: WorkerProcess) -> None:
         """The worker is gone."""
-        page = self._pages.pop(worker.ticket, None)
-        if page is not None:
-            page.close()
+        self._watched.pop(worker.ticket, None)
 
     def _order(self) -> None:
         if not self._lives:
@@ -55,10 +54,11 @@ class Witness:
         if self._process.hello:
             self.on_hello(self._process)
 
-    def _tell(self, ticket: int) -> None:
+    def _tell(self, worker: WorkerProcess, ledger: Ledger) -> None:
         message = SupervisorMessage()
-        message.watch.ticket = ticket
-        self._send(message, (self._pages[ticket],))
+        message.watch.ticket = worker.ticket
+        message.watch.pid = worker.pid
+        self._send(message, (ledger.journal_fd,))
 
     def _send(self, message: SupervisorMessage, fds: tuple[object, ...] = ()) -> None:
         assert self._process is not None  # noqa: S101 - it has said Hello
@@ -77,8 +77,8 @@ class Witness:
         message = SupervisorMessage()
         message.witness.SetInParent()
         self._send(message)
-        for ticket in self._pages:
-            self._tell(ticket)
+        for watched, ledger in self._watched.values():
+            self._tell(watched, ledger)
 
     def on_message(
         self, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
@@ -94,7 +94,7 @@ class Witness:
     def on_gone(self, worker: WorkerProcess, wait_status: int | None) -> None:
         """It is dead itself: another one takes its place."""
         self._process = None
-        if self._pages:
+        if self._watched:
             self._order()
 
     def on_fork_failed(self, worker: WorkerProcess, why: str) -> None:
@@ -102,8 +102,6 @@ class Witness:
         self.on_gone(worker, None)
 
     def close(self) -> None:
-        """Gives the pages back; its process ends with all the others."""
-        for page in self._pages.values():
-            page.close()
-        self._pages.clear()
+        """Asks for no more; its process ends with all the others."""
+        self._watched.clear()
         self._lives = 0

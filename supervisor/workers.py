@@ -290,10 +290,10 @@ class Workers:
         self._keepers.worker_gone(seat, charged=charged)
         self._reactor.post(Gone(seat.name, seat.generation, ended, charged))
 
-    def _on_ready(self, seat: Seat, descriptors: list[Descriptor]) -> str:
+    def _on_ready(self, seat: Seat, lifeline: bool) -> str:
         """A worker has said Ready; returns why its device cannot serve all the same, if so."""
-        if seat.worker is not None and descriptors:
-            self._witness.watch(seat.worker, descriptors.pop())
+        if seat.worker is not None and lifeline:
+            self._witness.watch(seat.worker, seat.handle.ledger)
         try:
             self._keepers.worker_ready(seat)
         except TubevisorError as error:

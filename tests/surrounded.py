@@ -20,7 +20,7 @@ from pathlib import Path
 from supervisor.errors import EnvironmentFault, StartFailed
 from supervisor.events import DeviceDied, DeviceKilled
 from supervisor.host import Supervisor
-from tests.chaos import COUNTING, board, census, living_descendants, open_descriptors
+from tests.chaos import COUNTING, board, census, living_descendants, open_descriptors, until_witnessed
 
 NEXT, TRACE = 0x04, 0x0C
 INSIDE = 'device: "tests.devices.counting:Counting", backoff: {first: 2ms, next: 5ms, max: 20ms}'
@@ -52,11 +52,16 @@ def few_descriptors_while_running() -> None:
     """Whichever descriptor a restart does not get: others are served, and the device returns with it."""
     failures = 0
     with census(), Supervisor(board(*TWO, supervisor=f"{PATIENT}, spares: 0")) as sup:
+        until_witnessed(sup)
         asked = 0
         for free in range(12):
+            while _forks_on_their_way(sup):  # a descriptor is kept for each, which may be over the limit
+                sup.dispatch(0.01)
+            while sup["counter"].state != "ready":  # it may have answered before it was heard to be
+                sup.dispatch(0.01)
             with _descriptors_left(free) as back:
                 generation = sup["counter"].generation
-                sup.kill("counter", charged=False)
+                assert sup.kill("counter", charged=False) is not None
                 rounds = 0
                 while rounds < 40 or sup["counter"].generation == generation:  # at least one has been tried
                     rounds += 1
@@ -154,6 +159,12 @@ def _name(error: Exception, refusal: str) -> str:
 
 
 # -- surroundings -----------------------------------------------------------------------------------
+
+
+def _forks_on_their_way(sup: Supervisor) -> bool:
+    """True while the zygote has to report one; the worker may be ready before it does."""
+    assert sup._workers is not None
+    return any(worker.pidfd is None for worker in sup._workers.processes._known.values())
 
 
 @contextlib.contextmanager

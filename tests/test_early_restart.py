@@ -39,7 +39,7 @@ def _is_watched(sup: Supervisor) -> bool:
     assert workers is not None
     worker = workers.seat("device").worker
     assert worker is not None
-    return worker.ticket in workers._witness._pages
+    return worker.ticket in workers._witness._watched
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,18 @@ def test_given_what_it_holds_it_is_known_whether_its_successor_waits(
         for _ in range(3):
             assert _serving(sup) == sup["device"].pid
             assert _is_watched(sup) == watched
+            assert sup.kill("device", charged=False) is not None
+
+
+def test_given_journal_that_was_replaced_each_death_is_seen_and_nothing_lost() -> None:
+    """The worker that saw it replaced holds no mutex any more; the one before did, and the next one does."""
+    with census(), Supervisor(board(_device("Growing"))) as sup:
+        length = 0
+        for added in (1, 20_000, 1, 40_000, 1):
+            assert _serving(sup) == sup["device"].pid
+            assert _is_watched(sup)
+            length += added
+            assert sup["device"].call_bytes(bytes(added)) == length.to_bytes(4, "little")
             assert sup.kill("device", charged=False) is not None
 
 

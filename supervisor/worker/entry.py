@@ -30,7 +30,6 @@ from supervisor.errors import LocalError, TubevisorError
 from supervisor.messages_pb2 import Assign, Failed, Ready, SupervisorMessage, WorkerMessage
 from supervisor.tube import Disconnected, FlushOnDropTube, ProtoTube, TubeError, TubeTimeout
 from supervisor.worker.journal import Journal
-from supervisor.worker.lifeline import hold_lifeline
 from supervisor.worker.rehearsal import rehearse_life
 from supervisor.worker.runtime import DeviceCrashed, Runtime
 from supervisor.worker.session import Launch, Session, build_options
@@ -236,8 +235,8 @@ def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any])
     exclusive = device.exclusive
     if exclusive is None:
         exclusive = bool(_open_descriptors() - before - runtime.kept)
-    page = None if exclusive else hold_lifeline()
-    tube.tell(ready, () if page is None else (page,))
+    ready.ready.lifeline = not exclusive and journal.hold_lifeline()
+    tube.tell(ready)
     return runtime
 
 

@@ -2,7 +2,7 @@
 
 One memfd a device, owned by the supervisor, mapped by both sides::
 
-    header | registers | input ring | output ring | slot A | slot B
+    header, lifeline | registers | input ring | output ring | slot A | slot B
 
 - The supervisor appends numbered inputs to the input ring; the number is a position in the ring, so what
   a dead worker did not get to is still there for the next one.
@@ -24,6 +24,7 @@ stored is in the page cache. Who sleeps waits with the flags ``WORKER_SLEEPS`` a
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 
 from supervisor.device import NO_ALARM
 from supervisor.errors import PeerError
+from supervisor.worker import lifeline
 from supervisor.worker.records import Input, InputKind, Output
 
 __all__ = ["Commit", "Journal", "JournalCorrupt", "Layout", "create_journal"]
@@ -43,6 +45,9 @@ HEADER_BYTES = 4096
 (MAGIC_WORD, REGISTER_WORDS, INPUT_SLOTS, OUTPUT_BYTES, STATE_BYTES) = range(5)
 (SUBMITTED, CONSUMED, WANTED) = range(8, 11)
 (COMMIT, PUBLISHED, OUTPUT_END, WORKER_SLEEPS, HEARTBEAT, IRQ_LEVELS, NEXT_ALARM, HANDLING) = range(16, 24)
+
+HEADER_WORDS = 24
+LIFELINE_AT = 2048  # the mutex that tells of the worker's death, on cache lines of its own
 
 INPUT = struct.Struct("<QIHBBQQ")  # stamp_ns, offset, slots, kind, size, value, payload bytes
 KIND_AT = 14  # of the kind, in a record
@@ -117,6 +122,7 @@ class Journal:
     def __init__(self, fd: int, layout: Layout) -> None:
         self.layout = layout
         self._map = mmap.mmap(fd, layout.total_bytes)
+        self._lifeline = 0  # the address of the mutex, while this process holds it
         view = memoryview(self._map)
         self.words = view[:HEADER_BYTES].cast("Q")
         self.registers = view[HEADER_BYTES : layout.inputs_at].cast("Q")
@@ -143,8 +149,17 @@ class Journal:
         journal._map.madvise(mmap.MADV_DONTFORK)
         return journal
 
+    def hold_lifeline(self) -> bool:
+        """Has the kernel mark this thread's death in the journal; false where it cannot. For the worker."""
+        address = ctypes.addressof(ctypes.c_uint32.from_buffer(self._map, LIFELINE_AT))
+        if lifeline.hold(address):
+            self._lifeline = address
+        return bool(self._lifeline)
+
     def close(self) -> None:
         """Unmaps. The views must not be used any more."""
+        if self._lifeline:
+            lifeline.give_back(self._lifeline)
         self.words.release()
         self.registers.release()
         self.bytes.release()
@@ -300,7 +315,7 @@ class Journal:
         The input ring keeps its size and is copied as it stands, given-up records and all.
         """
         ours, theirs = self.words, other.words
-        for word in range(SUBMITTED, HEADER_BYTES // 8):
+        for word in range(SUBMITTED, HEADER_WORDS):
             theirs[word] = ours[word]
         other.registers[: len(self.registers)] = self.registers
         begin, end = self.layout.inputs_at, self.layout.outputs_at

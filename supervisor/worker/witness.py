@@ -1,8 +1,8 @@
 """The process that waits for others to die: the witness.
 
 For each worker that it is told of it waits, in a thread, on the futex word of the mutex that the worker holds
-(:mod:`supervisor.worker.lifeline`), and tells the supervisor when the kernel has marked it. Threads belong
-here: the supervisor has none, since its process is somebody else's.
+in its journal (:mod:`supervisor.worker.lifeline`), and tells the supervisor when the kernel has marked it.
+Threads belong here: the supervisor has none, since its process is somebody else's.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import threading
 from typing import Final
 
 from supervisor.memory.atomics import true_atomics
-from supervisor.messages_pb2 import WorkerMessage
+from supervisor.messages_pb2 import Watch, WorkerMessage
 from supervisor.worker.conversation import ControlTube
-from supervisor.worker.lifeline import OWNER_DIED, PAGE_BYTES, TID_MASK, WAITERS
+from supervisor.worker.journal import HEADER_BYTES, LIFELINE_AT
+from supervisor.worker.lifeline import OWNER_DIED, TID_MASK, WAITERS
 
 __all__ = ["serve_as_witness"]
 
@@ -43,39 +44,42 @@ def serve_as_witness(tube: ControlTube) -> None:
         with descriptors[0] as descriptor:
             page = _map(descriptor.fileno())
         if page is not None:
-            ticket = message.watch.ticket
-            threading.Thread(target=_watch, args=(tube, speaking, ticket, page), daemon=True).start()
+            told = tube, speaking, message.watch, page
+            threading.Thread(target=_watch, args=told, daemon=True).start()
 
 
 def _map(fd: int) -> mmap.mmap | None:
-    """The page, if it is one that cannot be taken away from under us."""
+    """The page with the mutex, if it is one that cannot be taken away from under us."""
     try:
-        if os.fstat(fd).st_size >= PAGE_BYTES and fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-            return mmap.mmap(fd, PAGE_BYTES)
+        if os.fstat(fd).st_size >= HEADER_BYTES and fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            return mmap.mmap(fd, HEADER_BYTES)
     except OSError:
         pass
     return None
 
 
-def _watch(tube: ControlTube, speaking: threading.Lock, ticket: int, page: mmap.mmap) -> None:
-    word = ctypes.c_uint32.from_buffer(page)
-    if _wait_for_death(ctypes.addressof(word)):
+def _watch(tube: ControlTube, speaking: threading.Lock, told: Watch, page: mmap.mmap) -> None:
+    word = ctypes.c_uint32.from_buffer(page, LIFELINE_AT)
+    if _wait_for_death(ctypes.addressof(word), told.pid):
         message = WorkerMessage()
-        message.witnessed.ticket = ticket
+        message.witnessed.ticket = told.ticket
         with speaking:
             tube.tell(message)
     del word
     page.close()
 
 
-def _wait_for_death(address: int) -> bool:
-    """Returns when the owner of the mutex at ``address`` has died; false if it has none."""
+def _wait_for_death(address: int, pid: int) -> bool:
+    """Returns when process ``pid``, which holds the mutex at ``address``, has died.
+
+    False if it does not hold it any more: it has given it back, or its successor has it already.
+    """
     atomics = true_atomics()
     while True:
         value = atomics.load_uint32(address)
         if value & OWNER_DIED:
             return True
-        if not value & TID_MASK:
+        if value & TID_MASK != pid:  # the main thread's number is the process's
             return False
         wanted = value | WAITERS  # or the kernel wakes nobody
         if value != wanted and atomics.compare_and_swap_uint32(address, value, wanted) != value:

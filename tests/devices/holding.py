@@ -47,3 +47,16 @@ class Large(Holding):
     def start(self, ctx: Context) -> None:
         self._memory = bytearray(self.BYTES)
         self._memory[::4096] = b"x" * (self.BYTES // 4096)
+
+
+class Growing(Holding):
+    """Has a state that outgrows its journal, which is replaced, and with it the mutex in it."""
+
+    state = ("_said",)
+
+    def start(self, ctx: Context) -> None:
+        self._said = b""
+
+    def call(self, request: bytes) -> bytes:
+        self._said += request
+        return len(self._said).to_bytes(4, "little")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from typing import NoReturn
 
 from devices.virtio.blk import Blk
 from supervisor.vhost_user import SplitQueue
 from supervisor.worker import lifeline
+from supervisor.worker.journal import Journal
 from supervisor.worker.witness import SYS_FUTEX
 
 FUTEX_WAKE = 1
@@ -17,9 +19,9 @@ class Liar(Blk):
     """Says with its first request that it is dead, and lives on."""
 
     def process(self, queue: SplitQueue, index: int) -> NoReturn:
-        word = ctypes.c_uint32.from_buffer(lifeline._held[0][1])
+        journal = next(one for one in gc.get_objects() if isinstance(one, Journal) and one._lifeline)
+        word = ctypes.c_uint32.from_address(journal._lifeline)
         word.value |= lifeline.OWNER_DIED
         ctypes.CDLL(None).syscall(SYS_FUTEX, ctypes.byref(word), FUTEX_WAKE, 1, None, None, 0)
-        del word
         while True:
             super().process(queue, index)
