@@ -2,7 +2,7 @@
 
 One memfd a device, owned by the supervisor, mapped by both sides::
 
-    header, lifeline | registers | input ring | output ring | slot A | slot B
+    header | registers | input ring | output ring | slot A | slot B
 
 - The supervisor appends numbered inputs to the input ring; the number is a position in the ring, so what
   a dead worker did not get to is still there for the next one.
@@ -20,6 +20,7 @@ the supervisor's mapping. A journal grows by replacement.
 A 64-bit word is read and written through a ``memoryview`` cast to "Q", which does not tear; the order of
 stores is x86's and, for a process that is killed, program order on every machine, since all of what it
 stored is in the page cache. Who sleeps waits with the flags ``WORKER_SLEEPS`` and ``WANTED`` and a fence.
+The header's second half is the lifeline, the mutex by which a worker's death is known.
 """
 
 from __future__ import annotations
