@@ -136,6 +136,10 @@ class Conversation:
             seat.generation,
             lambda message, fds: tube.send_proto_nowait(message, fds=fds),
         )
+        timeline = seat.timeline(message.ready)
+        if timeline is not None:
+            seat.last_restart = timeline
+            self._reactor.publish(timeline)
         why_not = self._ready(seat, message.ready.lifeline)
         if why_not:
             seat.refused, seat.ready = True, False

@@ -36,6 +36,7 @@ from supervisor.policy.records import (
     SupervisorStopped,
 )
 from supervisor.seat import DeviceCrashed, InputGivenUp
+from supervisor.timeline import RestartTimeline
 
 __all__ = [
     "DeviceCrashed",
@@ -66,6 +67,7 @@ __all__ = [
     "Outcome",
     "OutcomeKind",
     "Record",
+    "RestartTimeline",
     "SupervisorReady",
     "SupervisorStopped",
 ]

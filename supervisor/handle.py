@@ -22,6 +22,7 @@ from supervisor.config import Mmio
 from supervisor.datasheet import AccessTable, evaluate_counter
 from supervisor.device import NO_ALARM, Device
 from supervisor.errors import LocalError
+from supervisor.timeline import RestartTimeline
 from supervisor.worker.records import Input, InputKind, Output, OutputKind
 from supervisor.worker.session import Launch, Session
 
@@ -59,6 +60,7 @@ class DeviceFacts:
     restarts: int
     last_exit: str
     vhost_user: VhostUserFacts | None = None
+    last_restart: RestartTimeline | None = None
 
 
 class DeviceHandle(ABC):
@@ -103,6 +105,11 @@ class DeviceHandle(ABC):
     def last_exit(self) -> str:
         """How the process before the present one ended; empty if there was none."""
         return self.ask_facts().last_exit
+
+    @property
+    def last_restart(self) -> RestartTimeline | None:
+        """Where the time of its last restart went; ``None`` before the first."""
+        return self.ask_facts().last_restart
 
     @property
     def vhost_user(self) -> VhostUserFacts | None:

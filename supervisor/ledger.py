@@ -19,7 +19,20 @@ from supervisor.device import NO_ALARM
 from supervisor.errors import DeviceError, DeviceFault, LocalError, RequestTimeout
 from supervisor.memory.fence import FENCE
 from supervisor.worker import journal as layout
-from supervisor.worker.journal import INPUT, INPUT_BYTES, JournalCorrupt, Layout, create_journal
+from supervisor.worker.journal import (
+    CONSUMED,
+    INPUT_WORDS,
+    KIND_SHIFT,
+    OUTPUT_END,
+    SIZE_SHIFT,
+    SLOTS_SHIFT,
+    SUBMITTED,
+    WANTED,
+    WORKER_SLEEPS,
+    JournalCorrupt,
+    Layout,
+    create_journal,
+)
 from supervisor.worker.records import IRQ_LINES, Input, InputKind, Output, OutputKind
 
 __all__ = ["Ledger", "Waiter"]
@@ -28,6 +41,12 @@ Waiter = Callable[[bytes | DeviceFault], None]
 
 INLINE_SHARE = 4  # a payload may take a quarter of the input ring; a larger one goes through the Tube
 SOMETHING = -1  # overdue, but no record of its own: a posted write, or whatever is being handled
+OFFSET_MAX, SIZE_MAX = 2**32 - 1, 8
+VALUE, REPLY, IRQ = (
+    int(OutputKind.VALUE),
+    int(OutputKind.REPLY),
+    int(OutputKind.IRQ),
+)  # which are in this order
 _ANSWERED = (InputKind.READ, InputKind.WRITE, InputKind.CALL)
 _KIND_NAMES: dict[int, str] = {kind: kind.name.lower() for kind in InputKind}
 
@@ -69,23 +88,29 @@ class Ledger:
 
     def lacks(self, slots: int) -> int:
         """The number that has to be published before ``slots`` more have room; at most 0: there is room."""
-        return self.submitted + slots - self._input_slots
+        return self.submitted + slots - self.input_slots
 
     def put(self, kind: int, stamp_ns: int, offset: int, size: int, value: int) -> int:
         """Appends a record without a payload, for which there is room; returns its number."""
-        if not 0 <= offset < 2**32 or not 0 <= value < 2**64 or not 0 <= size <= 8:
-            what = f"offset {offset:#x}, {size} bytes or value {value:#x}"
-            raise LocalError(f"{self.name}: {what} is out of range")
         number = self.submitted
-        at = self._inputs_at + (number & self._input_mask) * INPUT_BYTES
-        INPUT.pack_into(self._bytes, at, stamp_ns, offset, 1, kind, size, value, 0)
+        at, inputs = (number & self._input_mask) * INPUT_WORDS, self._inputs
+        try:
+            if not 0 <= offset <= OFFSET_MAX or not 0 <= size <= SIZE_MAX:
+                raise ValueError
+            inputs[at + 2] = value
+        except ValueError:
+            what = f"offset {offset:#x}, {size} bytes or value {value:#x}"
+            raise LocalError(f"{self.name}: {what} is out of range") from None
+        inputs[at] = stamp_ns
+        inputs[at + 1] = offset | 1 << SLOTS_SHIFT | kind << KIND_SHIFT | size << SIZE_SHIFT
+        inputs[at + 3] = 0
         self._submit(number + 1)
         return number
 
     def slots_for(self, payload: bytes) -> tuple[int, bool]:
         """(Ring slots that a record with ``payload`` takes, whether the payload goes out of line)."""
         slots = self.journal.slots_for(payload)
-        return (1, True) if slots > self._input_slots // INLINE_SHARE else (slots, False)
+        return (1, True) if slots > self.input_slots // INLINE_SHARE else (slots, False)
 
     def put_payload(self, kind: int, stamp_ns: int, payload: bytes, *, out_of_line: bool) -> int:
         """Appends a record with a payload, for which there is room; returns its number."""
@@ -106,15 +131,20 @@ class Ledger:
 
     def _submit(self, submitted: int) -> None:
         words = self.words
-        self.submitted = words[layout.SUBMITTED] = submitted
-        self._ring_sleeper()
+        self.submitted = words[SUBMITTED] = submitted
+        if FENCE is not None:  # as in ``_ring_sleeper``: a call would cost as much as the fence
+            with FENCE:
+                pass
+            if not words[WORKER_SLEEPS]:
+                return
+        os.eventfd_write(self.doorbell_fd, 1)
 
     def _ring_sleeper(self) -> None:
         """Rings the doorbell if the worker sleeps; without a fence nobody can know, so always."""
         if FENCE is not None:
             with FENCE:
                 pass
-            if not self.words[layout.WORKER_SLEEPS]:
+            if not self.words[WORKER_SLEEPS]:
                 return
         os.eventfd_write(self.doorbell_fd, 1)
 
@@ -123,7 +153,7 @@ class Ledger:
     def collect(self) -> None:
         """Takes everything out of the output ring: replies to those who wait, the rest to ``outputs``."""
         words = self.words
-        position, end = words[layout.CONSUMED], words[layout.OUTPUT_END]
+        position, end = words[CONSUMED], words[OUTPUT_END]
         if position == end:
             return
         if not position <= end <= position + self.journal.layout.output_bytes:
@@ -133,21 +163,27 @@ class Ledger:
         try:
             while position < end:
                 output, position = self.journal.get_output(position, end)
-                if output.kind == OutputKind.BYTES or output.kind == OutputKind.IRQ:
+                kind, _detail, number, payload = output
+                if not VALUE <= kind <= REPLY:
+                    if not REPLY < kind <= IRQ:
+                        raise JournalCorrupt(f"{self.name}: an output of kind {kind}")
                     if output.detail >= 2 * IRQ_LINES:
                         raise JournalCorrupt(f"{self.name}: an edge of interrupt line {output.detail >> 1}")
                     self._outputs.append(output)
                     self.outputs_bytes += len(output.payload)
                     continue
-                if output.kind != OutputKind.VALUE and output.kind != OutputKind.REPLY:
-                    raise JournalCorrupt(f"{self.name}: an output of kind {output.kind}")
-                waiter = self.waiters.pop(output.number, None)
+                waiter = self.waiters.pop(number, None)
                 if waiter is not None:
-                    answered.append((waiter, output.payload))
+                    answered.append((waiter, payload))
                 else:
-                    self._keep_reply(output)
+                    # It waits for its caller, who is waiting for it: there cannot be many.
+                    if number >= self.submitted or len(self.replies) > self.input_slots:
+                        raise JournalCorrupt(f"{self.name}: an answer to {number}, which nobody asked")
+                    self.replies[number] = payload
         finally:
-            words[layout.CONSUMED] = end  # before anybody is called: a waiter may come back to here
+            words[CONSUMED] = end  # before anybody is called: a waiter may come back to here
+            if answered and not self.waiters:
+                words[WANTED] = 0
             self._ring_sleeper()
             if self._payloads:
                 published = words[layout.PUBLISHED]
@@ -155,12 +191,6 @@ class Ledger:
                     del self._payloads[number]
             for waiter, payload in answered:
                 waiter(payload)
-
-    def _keep_reply(self, output: Output) -> None:
-        """The reply waits for its caller, who is waiting for it: there cannot be many."""
-        if output.number >= self.submitted or len(self.replies) > self._input_slots:
-            raise JournalCorrupt(f"{self.name}: an answer to {output.number}, which nobody asked")
-        self.replies[output.number] = output.payload
 
     # -- between two workers ---------------------------------------------------------------------
 
@@ -302,7 +332,7 @@ class Ledger:
         """Gives the shared memory and the descriptors back; a handle's views must be gone."""
         for fd in (self.journal_fd, self.doorbell_fd, self.answer_fd):
             os.close(fd)
-        del self._bytes
+        del self._inputs
         self.journal.close()
         self.words = memoryview(bytearray(layout.HEADER_BYTES)).cast("Q")
         self.words[layout.PUBLISHED] = self.submitted
@@ -311,9 +341,8 @@ class Ledger:
     def _bind(self) -> None:
         journal = self.journal
         self.words = journal.words
-        self._bytes: memoryview = journal.bytes
-        self._inputs_at = journal.layout.inputs_at
-        self._input_slots = journal.layout.input_slots
+        self._inputs: memoryview = journal.inputs
+        self.input_slots = journal.layout.input_slots
         self._input_mask = journal.layout.input_slots - 1
 
 

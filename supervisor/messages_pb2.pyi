@@ -248,7 +248,9 @@ Global___SupervisorMessage: _TypeAlias = SupervisorMessage  # noqa: Y015
 
 @_typing.final
 class Witness(_message.Message):
-    """Instead of Assign: the process is to be the witness of others' deaths."""
+    """Instead of Assign: the process is to be the witness of others' deaths. Descriptors: [a pipe to write to the
+    tickets of those who have died, 8 bytes each, little-endian].
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -737,7 +739,6 @@ class WorkerMessage(_message.Message):
     STOPPED_FIELD_NUMBER: _builtins.int
     WANT_PAYLOAD_FIELD_NUMBER: _builtins.int
     IGNORED_FIELD_NUMBER: _builtins.int
-    WITNESSED_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     @_builtins.property
@@ -759,8 +760,6 @@ class WorkerMessage(_message.Message):
     @_builtins.property
     def ignored(self) -> Global___Ignored: ...
     @_builtins.property
-    def witnessed(self) -> Global___Witnessed: ...
-    @_builtins.property
     def keep(self) -> Global___Keep: ...
     def __init__(
         self,
@@ -775,14 +774,13 @@ class WorkerMessage(_message.Message):
         stopped: Global___Stopped | None = ...,
         want_payload: Global___WantPayload | None = ...,
         ignored: Global___Ignored | None = ...,
-        witnessed: Global___Witnessed | None = ...,
         keep: Global___Keep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "keep", b"keep", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload", "witnessed", b"witnessed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "keep", b"keep", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "generation", b"generation", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "keep", b"keep", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload", "witnessed", b"witnessed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "generation", b"generation", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "keep", b"keep", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "ready", "failed", "journal_full", "duplicate", "connect", "stopped", "want_payload", "ignored", "witnessed", "keep"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "ready", "failed", "journal_full", "duplicate", "connect", "stopped", "want_payload", "ignored", "keep"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -808,27 +806,6 @@ class Keep(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Keep: _TypeAlias = Keep  # noqa: Y015
-
-@_typing.final
-class Witnessed(_message.Message):
-    """From the witness: the thread that held this worker's mutex is no more."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TICKET_FIELD_NUMBER: _builtins.int
-    ticket: _builtins.int
-    def __init__(
-        self,
-        *,
-        ticket: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Witnessed: _TypeAlias = Witnessed  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):
@@ -866,11 +843,20 @@ class Ready(_message.Message):
     STATE_VERSION_FIELD_NUMBER: _builtins.int
     VIRTIO_FIELD_NUMBER: _builtins.int
     LIFELINE_FIELD_NUMBER: _builtins.int
+    ASSIGNED_NS_FIELD_NUMBER: _builtins.int
+    STARTED_NS_FIELD_NUMBER: _builtins.int
+    RESTORED_NS_FIELD_NUMBER: _builtins.int
     register_map_msgpack: _builtins.bytes
     option_schema_json: _builtins.bytes
     state_version: _builtins.int
     lifeline: _builtins.bool
     """it holds the mutex in its journal: its device may be followed early"""
+    assigned_ns: _builtins.int
+    """CLOCK_MONOTONIC: when it had read Assign,"""
+    started_ns: _builtins.int
+    """when its device was made,"""
+    restored_ns: _builtins.int
+    """and when that had its state back, which is when it could be asked"""
     @_builtins.property
     def virtio(self) -> Global___VirtioOffer: ...
     def __init__(
@@ -881,10 +867,13 @@ class Ready(_message.Message):
         state_version: _builtins.int = ...,
         virtio: Global___VirtioOffer | None = ...,
         lifeline: _builtins.bool = ...,
+        assigned_ns: _builtins.int = ...,
+        started_ns: _builtins.int = ...,
+        restored_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_virtio", b"_virtio", "virtio", b"virtio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_virtio", b"_virtio", "lifeline", b"lifeline", "option_schema_json", b"option_schema_json", "register_map_msgpack", b"register_map_msgpack", "state_version", b"state_version", "virtio", b"virtio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_virtio", b"_virtio", "assigned_ns", b"assigned_ns", "lifeline", b"lifeline", "option_schema_json", b"option_schema_json", "register_map_msgpack", b"register_map_msgpack", "restored_ns", b"restored_ns", "started_ns", b"started_ns", "state_version", b"state_version", "virtio", b"virtio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__virtio: _TypeAlias = _typing.Literal["virtio"]  # noqa: Y015
     _WhichOneofArgType__virtio: _TypeAlias = _typing.Literal["_virtio", b"_virtio"]  # noqa: Y015

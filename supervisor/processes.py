@@ -81,6 +81,7 @@ class Processes:
         self._owners: dict[int, Owner] = {}  # of those that have been taken, by ticket
         self._kill_wanted: set[int] = set()
         self._spares: deque[WorkerProcess] = deque()
+        self._departed: list[WorkerProcess] = []
         self._zygote_losses: deque[int] = deque(maxlen=ZYGOTE_LOSSES_FORGIVEN + 1)
         self._zygote_heard = 0
         self._zygote_watched = False
@@ -163,6 +164,7 @@ class Processes:
         for worker in list(self._known.values()):
             worker.kill()
             self._forget(worker)
+        self._see_off()
         if self._launcher_fd >= 0:
             self._reactor.unwatch(self._launcher_fd)
             self._launcher_fd = -1
@@ -177,7 +179,7 @@ class Processes:
         self._watch_zygote()
         self._reactor.watch(worker.tube.read_notifier.fileno(), lambda _mask: self._hear(worker))
         self._reactor.watch(worker.tube.close_notifier.fileno(), lambda _mask: self._hear(worker))
-        self._reactor.watch(worker.log.fileno(), lambda _mask: self._drain_log(worker, 1))
+        self._reactor.watch(worker.log.fileno(), lambda _mask: self._hear_log(worker))
         return worker
 
     def _follow_launcher(self) -> None:
@@ -235,6 +237,8 @@ class Processes:
 
     def _hear(self, worker: WorkerProcess) -> None:
         """Takes in what a worker says: so much at a time."""
+        if worker.ticket not in self._known:
+            return
         try:
             for _ in range(MESSAGES_PER_ROUND):
                 received = worker.tube.recv_proto_with_fds(WorkerMessage, timeout=0)
@@ -272,6 +276,10 @@ class Processes:
         else:
             self._spares.append(worker)
 
+    def _hear_log(self, worker: WorkerProcess) -> None:
+        if worker.ticket in self._known:
+            self._drain_log(worker, 1)
+
     def _drain_log(self, worker: WorkerProcess, chunks: int) -> None:
         for _ in range(chunks):
             if not self._read_log(worker):
@@ -305,7 +313,10 @@ class Processes:
 
     def _on_death(self, worker: WorkerProcess) -> None:
         """The pidfd says so; the exit status follows from the zygote, or from the kernel, or never."""
+        if worker.ticket not in self._known:
+            return
         assert worker.pidfd is not None  # noqa: S101 - its callback
+        worker.noticed_ns = time.monotonic_ns()
         worker.kill_family()
         self._reactor.unwatch(worker.pidfd.fileno())
         if self._launcher.awaits_exit(worker):
@@ -321,6 +332,7 @@ class Processes:
         worker = self._known.get(ticket)
         if worker is None or worker.pidfd is None:
             return
+        worker.noticed_ns = time.monotonic_ns()
         worker.kill()  # whoever only says so is dead all the same
         wait_status = exit_of_the_leaving(worker.pid)
         if wait_status is None:
@@ -348,19 +360,27 @@ class Processes:
         self._reactor.unwatch(worker.tube.close_notifier.fileno())
 
     def _forget(self, worker: WorkerProcess) -> Owner | None:
-        """Closes what we hold of it; returns who has taken it and is to be told."""
-        self._unwatch_tube(worker)
-        self._reactor.unwatch(worker.log.fileno())
-        if worker.pidfd is not None:
-            self._reactor.unwatch(worker.pidfd.fileno())
+        """It is done with; returns who has taken it and is to be told. Tidying up comes after that."""
         self._launcher.forget(worker)
         del self._known[worker.ticket]
         owner = self._owners.pop(worker.ticket, None)
         self._kill_wanted.discard(worker.ticket)
         if worker in self._spares:
             self._spares.remove(worker)
-        worker.close()
+        if not self._departed:
+            self._reactor.call_at(0, self._see_off)
+        self._departed.append(worker)
         return owner
+
+    def _see_off(self) -> None:
+        """Closes what we hold of those that are gone."""
+        while self._departed:
+            worker = self._departed.pop()
+            self._unwatch_tube(worker)
+            self._reactor.unwatch(worker.log.fileno())
+            if worker.pidfd is not None:
+                self._reactor.unwatch(worker.pidfd.fileno())
+            worker.close()
 
 
 def _check_pidfd(descriptors: list[Descriptor], pid: int | None) -> None:

@@ -137,10 +137,16 @@ class Reactor:
             deadline = self._timers[0].at_ns
         return None if deadline is None else max(0, deadline - time.monotonic_ns())
 
-    def poll(self, timeout_ns: int | None) -> None:
-        """One round: waits at most ``timeout_ns`` (``None``: until something happens), then works it off."""
+    def poll(self, timeout_ns: int | None, enough: Callable[[], bool] = bool) -> None:
+        """One round: waits at most ``timeout_ns`` (``None``: until something happens), then works it off.
+
+        As soon as it is ``enough`` the rest is left for the next round: whoever waits for an answer goes
+        first, and bookkeeping later.
+        """
         if self.step():
             timeout_ns = 0  # something has happened, which is what the caller waits for
+            if enough():
+                return
         own = self.timeout_ns()
         if own is not None and (timeout_ns is None or own < timeout_ns):
             timeout_ns = own
@@ -150,6 +156,8 @@ class Reactor:
             serial, callback = self._callbacks.get(fd, (limit + 1, None))
             if serial <= limit and callback is not None:
                 callback(mask)
+                if enough():
+                    return
         self.step()
         self._judge_deadlines()
 

@@ -24,12 +24,21 @@ from supervisor.errors import DeviceFault, DeviceGone
 from supervisor.handle import Clock, DeviceHandle
 from supervisor.ledger import SOMETHING, Ledger, Waiter
 from supervisor.memory.fence import FENCE
-from supervisor.worker import journal as layout
-from supervisor.worker.journal import JournalCorrupt
+from supervisor.worker.journal import (
+    CONSUMED,
+    IRQ_LEVELS,
+    NEXT_ALARM,
+    OUTPUT_END,
+    PUBLISHED,
+    WANTED,
+    JournalCorrupt,
+)
 from supervisor.worker.records import InputKind
 
 __all__ = ["Overdue", "Port", "RemoteHandle"]
 
+READ, WRITE, POSTED = map(int, (InputKind.READ, InputKind.WRITE, InputKind.POSTED))
+ANY = 1  # commit at all, in WANTED
 SPIN_LOOKS = 100  # looks at the journal between two looks at the clock
 SPIN_NS = 150_000  # to wake a worker and hear its answer; sleeping as well would double that
 OUTPUTS_HELD_BYTES = 1 << 20  # that the supervisor keeps for a sink that is not there yet
@@ -49,8 +58,8 @@ class Overdue(Enum):
 class Port:
     """What a handle needs of its surroundings."""
 
-    pump: Callable[[int | None], None]
-    """Runs the reactor once, for at most so many ns."""
+    pump: Callable[[int | None, Callable[[], bool]], None]
+    """Runs the reactor once, for at most so many ns, or until it is enough."""
     overdue: Callable[[], Overdue]
     """Says that nothing has moved for too long; a worker that serves is killed for it."""
     corrupt: Callable[[JournalCorrupt], None]
@@ -73,6 +82,8 @@ class RemoteHandle(DeviceHandle):
         self.ledger = Ledger(name, self._outputs, poison=poison, request_timeout_ns=request_timeout_ns)
         self._bind()
         self._barrier = 0  # the number behind the last record that is not a capture
+        self._outstanding = False  # something was submitted that is not known to be published
+        self._full_at = 0  # the number at which the ring may be full
         self._watching_outstanding = False
         self._gone: DeviceGone | None = None
         self._map = RegisterMap((), 0)
@@ -84,19 +95,23 @@ class RemoteHandle(DeviceHandle):
         if size == 4:
             slot = self._plain.get(offset)
             if slot is not None:
-                if self._words[layout.PUBLISHED] != self.ledger.submitted:
+                if self._outstanding:
                     self._settle()
                 return self._registers[slot]
-        return self._read_slowly(offset, size)
+        if offset in self._captured or offset in self._counters:
+            return self._read_timed(offset, size)
+        return self._ask(offset, size)
 
-    def _read_slowly(self, offset: int, size: int) -> int:
-        if offset in self._captured and size == 4:
-            return self._read_captured(self._captured[offset])
+    def _read_timed(self, offset: int, size: int) -> int:
+        """A register whose value depends on guest time."""
         if offset in self._counters:
             slot, mask = self._counters[offset]
             self._settle_counters()
             return self._evaluate(slot, mask, self._clock()) & ((1 << (8 * size)) - 1)
-        reply = self._answer(self._submit(InputKind.READ, offset, size, 0))
+        return self._read_captured(self._captured[offset]) if size == 4 else self._ask(offset, size)
+
+    def _ask(self, offset: int, size: int) -> int:
+        reply = self._answer(self._submit(READ, offset, size, 0))
         if len(reply) != VALUE_BYTES:
             raise self._disbelieve(f"a value of {len(reply)} bytes")
         return int.from_bytes(reply, "little")
@@ -104,9 +119,9 @@ class RemoteHandle(DeviceHandle):
     def write(self, offset: int, size: int, value: int) -> None:
         way = self._writes.get(offset)
         if way is None:
-            self._answer(self._submit(InputKind.WRITE, offset, size, value))
+            self._answer(self._submit(WRITE, offset, size, value))
         elif way < 0:
-            self._submit(InputKind.POSTED, offset, size, value)
+            self._submit(POSTED, offset, size, value)
         else:
             self._capture(way, offset, size, value)
 
@@ -135,12 +150,12 @@ class RemoteHandle(DeviceHandle):
         """A request without waiting: ``done`` gets the reply's bytes, or the fault, from ``dispatch``."""
         if kind == InputKind.READ:
             done = self._checked(done)
+        self._words[WANTED] = ANY  # first, or the worker may be faster
         if kind == InputKind.CALL:
             number = self._submit_payload(kind, payload)
         else:
             number = self._submit(kind, offset, size, value)
         self.ledger.waiters[number] = done
-        self._words[layout.WANTED] = self.ledger.submitted
 
     def _checked(self, done: Waiter) -> Waiter:
         """``done`` for a read: what is no value never reaches it as one."""
@@ -164,23 +179,23 @@ class RemoteHandle(DeviceHandle):
 
     @property
     def irq_levels(self) -> int:
-        if self._words[layout.PUBLISHED] != self.ledger.submitted:
+        if self._outstanding:
             self._settle()
-        return self._words[layout.IRQ_LEVELS]
+        return self._words[IRQ_LEVELS]
 
     @property
     def next_alarm_ns(self) -> int:
         if self._gone is not None:
             return NO_ALARM
-        if self._words[layout.PUBLISHED] != self.ledger.submitted:
+        if self._outstanding:
             self._settle()
-        return self._words[layout.NEXT_ALARM]
+        return self._words[NEXT_ALARM]
 
     @property
     def published_alarm_ns(self) -> int:
-        if self._gone is not None or self._words[layout.PUBLISHED] != self.ledger.submitted:
+        if self._gone is not None or self._words[PUBLISHED] != self.ledger.submitted:
             return NO_ALARM
-        return self._words[layout.NEXT_ALARM]
+        return self._words[NEXT_ALARM]
 
     # -- submitting ------------------------------------------------------------------------------
 
@@ -189,11 +204,19 @@ class RemoteHandle(DeviceHandle):
         if self._gone is not None:
             raise self._gone
         ledger = self.ledger
-        if ledger.lacks(1) > self._words[layout.PUBLISHED]:
-            self._await(ledger.lacks(1))
+        if ledger.submitted >= self._full_at:
+            self._make_room(1)
         number = ledger.put(kind, self._clock() if stamp_ns is None else stamp_ns, offset, size, value)
-        self._barrier = ledger.submitted
+        self._barrier = number + 1
+        self._outstanding = True
         return number
+
+    def _make_room(self, slots: int) -> None:
+        """Waits until ``slots`` more have room in the ring, and notes for how long that will do."""
+        ledger = self.ledger
+        if ledger.lacks(slots) > self._words[PUBLISHED]:
+            self._await(ledger.lacks(slots))
+        self._full_at = min(self._words[PUBLISHED], ledger.submitted) + ledger.input_slots
 
     def _submit_payload(self, kind: int, payload: bytes) -> int:
         if not payload:
@@ -202,10 +225,11 @@ class RemoteHandle(DeviceHandle):
             raise self._gone
         ledger = self.ledger
         slots, out_of_line = ledger.slots_for(payload)
-        if ledger.lacks(slots) > self._words[layout.PUBLISHED]:
-            self._await(ledger.lacks(slots))
+        if ledger.submitted + slots > self._full_at:
+            self._make_room(slots)
         number = ledger.put_payload(kind, self._clock(), payload, out_of_line=out_of_line)
         self._barrier = ledger.submitted
+        self._outstanding = True
         return number
 
     def _capture(self, way: int, offset: int, size: int, value: int) -> None:
@@ -229,9 +253,9 @@ class RemoteHandle(DeviceHandle):
 
     def _read_captured(self, slot: int) -> int:
         number, value, _then_ns = self._latched.get(slot, NEVER_LATCHED)
-        if number > self._words[layout.PUBLISHED] and number > self._barrier:
+        if number > self._words[PUBLISHED] and number > self._barrier:
             return value
-        if self._words[layout.PUBLISHED] != self.ledger.submitted:
+        if self._outstanding:
             self._settle()
         return self._registers[slot]
 
@@ -243,10 +267,11 @@ class RemoteHandle(DeviceHandle):
 
     def _settle(self) -> None:
         """Returns when everything submitted is published."""
-        self._await(self.ledger.submitted)
+        self._await(self.ledger.submitted)  # in which somebody else may have submitted more
+        self._outstanding = self._words[PUBLISHED] != self.ledger.submitted
 
     def _settle_counters(self) -> None:
-        if self._words[layout.PUBLISHED] < self._barrier:
+        if self._words[PUBLISHED] < self._barrier:
             self._await(self._barrier)
 
     def _answer(self, number: int) -> bytes:
@@ -254,9 +279,8 @@ class RemoteHandle(DeviceHandle):
         ledger = self.ledger
         self._await(ledger.submitted, number)
         self.collect()
-        fault = ledger.given_up.pop(number, None)
-        if fault is not None:
-            raise fault
+        if ledger.given_up and number in ledger.given_up:
+            raise ledger.given_up.pop(number)
         reply = ledger.replies.pop(number, None)
         if reply is None:
             raise self._disbelieve(f"record {number} was applied without a reply")
@@ -272,37 +296,37 @@ class RemoteHandle(DeviceHandle):
         begun_ns = now_ns = time.monotonic_ns()
         while now_ns - begun_ns < SPIN_NS:
             for _ in range(SPIN_LOOKS):
-                if words[layout.PUBLISHED] >= published:
+                if words[PUBLISHED] >= published:
                     return
             os.sched_yield()  # on a single core the worker must come first
             now_ns = time.monotonic_ns()
         deadline_ns = now_ns + self._request_timeout_ns
-        moved_to = words[layout.PUBLISHED]
+        moved_to = words[PUBLISHED]
         try:
             while not self._arrived(published) and number not in self.ledger.given_up:
                 if self._gone is not None:
                     raise self._gone
-                if self._words[layout.PUBLISHED] != moved_to:
-                    moved_to = self._words[layout.PUBLISHED]
+                if self._words[PUBLISHED] != moved_to:
+                    moved_to = self._words[PUBLISHED]
                     deadline_ns = time.monotonic_ns() + self._request_timeout_ns
                 left_ns = deadline_ns - time.monotonic_ns()
                 if left_ns <= 0:
                     self._time_out(number)
                     deadline_ns += self._request_timeout_ns
                     continue
-                self._port.pump(left_ns)
+                self._port.pump(left_ns, lambda: self._words[PUBLISHED] >= published)
                 self.collect()  # or a worker that waits for room would wait for ever
         finally:
-            self._words[layout.WANTED] = self.ledger.submitted if self.ledger.waiters else 0
+            self._words[WANTED] = ANY if self.ledger.waiters else 0
 
     def _arrived(self, published: int) -> bool:
         """Asks to be rung for ``published``; true if that is not needed any more."""
         words = self._words
-        words[layout.WANTED] = published
+        words[WANTED] = ANY if self.ledger.waiters else published
         if FENCE is not None:
             with FENCE:
                 pass
-        return words[layout.PUBLISHED] >= published
+        return words[PUBLISHED] >= published
 
     def _time_out(self, number: int | None) -> None:
         ledger = self.ledger
@@ -321,7 +345,7 @@ class RemoteHandle(DeviceHandle):
 
     def _watch_outstanding(self) -> None:
         """Sees to it that a posted write on which the worker hangs is noticed though nobody waits."""
-        published = self._words[layout.PUBLISHED]
+        published = self._words[PUBLISHED]
         if published == self.ledger.submitted or self._watching_outstanding or self._gone is not None:
             return
         self._watching_outstanding = True
@@ -331,7 +355,7 @@ class RemoteHandle(DeviceHandle):
     def _judge_outstanding(self, published_then: int) -> None:
         self._watching_outstanding = False
         ledger = self.ledger
-        published = self._words[layout.PUBLISHED]
+        published = self._words[PUBLISHED]
         if published == published_then and published != ledger.submitted and ledger.overdue is None:
             self._judge_stuck()
         self._watch_outstanding()
@@ -339,7 +363,7 @@ class RemoteHandle(DeviceHandle):
     def _judge_stuck(self) -> None:
         """Nothing has moved for ``request_timeout`` and nobody waits in here: a posted write, or a waiter."""
         ledger = self.ledger
-        if self._words[layout.OUTPUT_END] != self._words[layout.CONSUMED] and self._holds_enough():
+        if self._words[OUTPUT_END] != self._words[CONSUMED] and self._holds_enough():
             return  # its outputs are not taken: that is the host's doing, not the worker's
         ledger.overdue = SOMETHING
         overdue = self._port.overdue()
@@ -373,7 +397,7 @@ class RemoteHandle(DeviceHandle):
 
     def collect(self) -> None:
         """Takes everything out of the output ring. A ring that cannot be is the worker's end."""
-        if self._words[layout.CONSUMED] == self._words[layout.OUTPUT_END]:
+        if self._words[CONSUMED] == self._words[OUTPUT_END]:
             return
         try:
             self.ledger.collect()

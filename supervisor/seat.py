@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -17,12 +18,13 @@ import msgspec
 
 from supervisor.config import DeviceConfig
 from supervisor.launch.launcher import WorkerProcess
-from supervisor.messages_pb2 import Assign, Failed, VirtioOffer
+from supervisor.messages_pb2 import Assign, Failed, Ready, VirtioOffer
 from supervisor.policy import ChildSpec
 from supervisor.policy.events import ExitKind, ExitReason
 from supervisor.policy.records import Record
 from supervisor.reactor import Timer
 from supervisor.remote import RemoteHandle
+from supervisor.timeline import RestartTimeline
 from supervisor.tube import Descriptor
 
 __all__ = ["MOST_KEPT", "DeviceCrashed", "InputGivenUp", "LogTail", "Seat", "Surroundings", "exit_reason"]
@@ -111,6 +113,9 @@ class Seat:
     ready: bool = False
     stop_wanted: bool = False
     uncharged: bool = False
+    killed_ns: int = 0  # when the supervisor last sent SIGKILL to a worker that served; all in host time
+    noticed_ns: int = 0  # when its death was heard of
+    settled_ns: int = 0  # when what it had committed was published
     refused: bool = False
     ended: bool = False
     start_fresh: bool = False
@@ -122,9 +127,10 @@ class Seat:
     log: LogTail = field(default_factory=LogTail)
     heartbeat: tuple[int, int] = (0, 0)  # the counter, and when it was seen to move (host ns)
     look_due_ns: int = 0
-    assigned_ns: int = 0  # when (host time)
+    assigned_ns: int = 0  # when the present worker was told
     start_ns: int = 0  # from then until ready, the last time
     watch_timer: Timer | None = None
+    last_restart: RestartTimeline | None = None
 
     @property
     def name(self) -> str:
@@ -141,6 +147,27 @@ class Seat:
         self.ring_positions = {}
         self.log.clear()
         self.handle.revive()
+
+    def timeline(self, ready: Ready) -> RestartTimeline | None:
+        """Of the restart that has just come to its end; ``None`` where it is the device's first start."""
+        if not self.noticed_ns:
+            return None
+        now_ns = time.monotonic_ns()
+        timeline = RestartTimeline(
+            self.name,
+            self.generation,
+            self.killed_ns,
+            self.noticed_ns,
+            self.settled_ns,
+            self.assigned_ns,
+            ready.assigned_ns,
+            ready.started_ns,
+            ready.restored_ns,
+            now_ns,
+            at_ns=now_ns,
+        )
+        self.killed_ns = self.noticed_ns = 0
+        return timeline
 
     def leave(self) -> None:
         """The worker is gone."""

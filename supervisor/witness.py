@@ -8,28 +8,34 @@ pidfd tells, later.
 from __future__ import annotations
 
 import logging
+import os
 
 from supervisor.errors import EnvironmentFault
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.ledger import Ledger
 from supervisor.messages_pb2 import SupervisorMessage, WorkerMessage
 from supervisor.processes import Processes
+from supervisor.reactor import Reactor
 from supervisor.tube import Descriptor, TubeError
+from supervisor.worker.witness import TICKET
 
 __all__ = ["LIVES", "Witness"]
 
 _log = logging.getLogger("tubevisor")
+TICKETS_AT_ONCE = 512
 LIVES = 5  # of the witness: one that always dies is of no use here
 
 
 class Witness:
     """Ordered with the first worker that is to be watched."""
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self, reactor: Reactor, processes: Processes) -> None:
+        self._reactor = reactor
         self._processes = processes
         self._process: WorkerProcess | None = None
         self._lives = LIVES
         self._watched: dict[int, tuple[WorkerProcess, Ledger]] = {}  # by ticket
+        self._told_fd = -1  # the pipe through which it tells
 
     def watch(self, worker: WorkerProcess, ledger: Ledger) -> None:
         """Has the witness wait for ``worker``, which holds the mutex in the journal of ``ledger``."""
@@ -76,16 +82,38 @@ class Witness:
         """It is there: it learns what it is, and whom to wait for."""
         message = SupervisorMessage()
         message.witness.SetInParent()
-        self._send(message)
+        try:
+            self._told_fd, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:  # then there are too few to serve anybody
+            self._processes.kill(worker)
+            return
+        with Descriptor(theirs):
+            self._reactor.watch(self._told_fd, lambda _mask: self._hear())
+            self._send(message, (theirs,))
         for watched, ledger in self._watched.values():
             self._tell(watched, ledger)
 
     def on_message(
         self, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
     ) -> None:
-        """It has seen somebody die."""
-        if message.WhichOneof("body") == "witnessed":
-            self._processes.on_witnessed(message.witnessed.ticket)
+        """It says nothing through its Tube."""
+
+    def _hear(self) -> None:
+        """It has seen somebody die, or has gone itself."""
+        try:
+            told = os.read(self._told_fd, TICKETS_AT_ONCE * TICKET.size)
+        except BlockingIOError:
+            return
+        if not told:
+            self._hang_up()
+        for (ticket,) in TICKET.iter_unpack(told):
+            self._processes.on_witnessed(ticket)
+
+    def _hang_up(self) -> None:
+        if self._told_fd >= 0:
+            self._reactor.unwatch(self._told_fd)
+            os.close(self._told_fd)
+            self._told_fd = -1
 
     def on_log(self, worker: WorkerProcess, data: bytes) -> None:
         """What it has to say of itself."""
@@ -94,6 +122,7 @@ class Witness:
     def on_gone(self, worker: WorkerProcess, wait_status: int | None) -> None:
         """It is dead itself: another one takes its place."""
         self._process = None
+        self._hang_up()
         if self._watched:
             self._order()
 
@@ -104,4 +133,5 @@ class Witness:
     def close(self) -> None:
         """Asks for no more; its process ends with all the others."""
         self._watched.clear()
+        self._hang_up()
         self._lives = 0

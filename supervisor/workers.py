@@ -60,7 +60,7 @@ class Workers:
         self._by_ticket: dict[int, Seat] = {}
         self.processes = Processes(reactor, _preload(config))
         self._conversation = Conversation(reactor, lambda: self._clock(), self._on_ready)
-        self._witness = Witness(self.processes)
+        self._witness = Witness(reactor, self.processes)
         self._departed: list[RemoteHandle] = []
         self._keepers = Keepers(reactor, config.directory, self._conversation.attach, self.processes.kill)
         self.on_forget: Callable[[DeviceHandle, str], None] = lambda _handle, _why: None
@@ -159,6 +159,7 @@ class Workers:
             child.restarts,
             seat.last_exit,
             self._keepers.facts(seat),
+            seat.last_restart,
         )
 
     def send_signal(self, name: str, number: int, *, charged: bool) -> int | None:
@@ -168,6 +169,8 @@ class Workers:
         if worker is None or worker.pidfd is None or not seat.ready:
             return None
         seat.uncharged |= not charged
+        if number == signal.SIGKILL:
+            seat.killed_ns = time.monotonic_ns()
         try:
             signal.pidfd_send_signal(worker.pidfd.fileno(), number)
         except ProcessLookupError:
@@ -283,6 +286,8 @@ class Workers:
         if worker.broke:
             seat.last_exit = f"{seat.last_exit}: it {worker.broke}"
         self._settle(seat, charged=charged)
+        now_ns = time.monotonic_ns()
+        seat.noticed_ns, seat.settled_ns = worker.noticed_ns or now_ns, now_ns
         seat.ended = True
         report = seat.crash_report(ended, worker.broke, time.monotonic_ns())
         if report is not None:

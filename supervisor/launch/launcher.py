@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from supervisor.errors import EnvironmentFault, PeerError
-from supervisor.launch.spawn import Inherited, ZygoteProcess
-from supervisor.launch.zygote import zygote_main
+from supervisor.launch.spawn import ZygoteProcess
 from supervisor.messages_pb2 import Fork, ZygoteReport
 from supervisor.tube import Descriptor, Disconnected, ProtoTube, TubeError, TubeSystemError, TubeTimeout
 from supervisor.worker.entry import PROTOCOL_VERSION
@@ -50,6 +49,7 @@ class WorkerProcess:
     mute: bool = False  # its Tube is at its end
     broke: str = ""  # how it has broken the contract, if it has
     spare: bool = False  # was ordered before anybody needed it
+    noticed_ns: int = 0  # when its death was (host monotonic)
 
     def kill(self) -> None:
         """SIGKILL through the pidfd, so that no stranger can be hit. A process that is gone is no error."""
@@ -153,12 +153,7 @@ class Launcher:
     def _start(self) -> None:
         ours, theirs = ProtoTube.pair()
         try:
-            process = ZygoteProcess(
-                target=zygote_main,
-                name="tubevisor-zygote",
-                args=(Inherited(theirs.fileno()), os.getpid(), self._preload),
-                daemon=True,
-            )
+            process = ZygoteProcess(theirs.fileno(), self._preload)
             process.start()
         except BaseException:
             ours.close()

@@ -1,57 +1,47 @@
-"""How the zygote is spawned: through ``multiprocess``, without the user's ``__main__``, bound to its parent.
+"""How the zygote is spawned: through ``multiprocess``, but without it inside.
 
-``multiprocess`` is used through private parts of one pinned version (see ``_ZygotePopen``): its own way of
-spawning would import the user's ``__main__`` a second time and start a resource tracker of no use to us.
+What is in the zygote is in every worker, and costs each of them time at its fork and at its end. So the
+new process imports no ``multiprocess``, whose pickling brings 60 modules along, nor the user's ``__main__``:
+it is told in JSON what ``multiprocess`` would have told it in a pickle. It gets no resource tracker either.
+``multiprocess`` is used through private parts of one pinned version (see ``_ZygotePopen``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import json
 import os
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from multiprocess import context, popen_spawn_posix, spawn, util
+from multiprocess.process import ORIGINAL_DIR
 
 from supervisor.worker.entry import PR_SET_PDEATHSIG
 
-__all__ = ["Inherited", "ZygoteProcess"]
+__all__ = ["ZygoteProcess"]
 
-# Before anything else is imported: a supervisor may die while its zygote has not come to ``zygote_main`` yet.
-_DIE_WITH_PARENT = (
-    f"import ctypes, os; ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGKILL)}, 0, 0, 0); "
-    "os.getppid() == {parent} or os._exit(0); "
-)
-
-
-@dataclass(slots=True)
-class Inherited:
-    """A descriptor that the new process gets under a number of its own choice."""
-
-    fd: int
-    _kept: list[int] = field(default_factory=list)
-
-    def __reduce__(self) -> tuple[Any, tuple[int]]:
-        return int, (context.get_spawning_popen().duplicate_for_child(self.fd),)
+# The first line before anything is imported: a supervisor may die while its zygote has not come any further.
+_PROGRAM = f"""\
+import ctypes, os; ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGKILL)}, 0, 0, 0)
+os.getppid() == {{parent}} or os._exit(0)
+import json, sys; told = json.load(open({{told_fd}})); sys.path[:] = told["path"]; sys.argv[:] = told["argv"]
+from supervisor.launch.zygote import zygote_main
+zygote_main({{tube_fd}}, {{parent}}, told["preload"])
+"""
 
 
 class _ZygotePopen(popen_spawn_posix.Popen):  # type: ignore[misc]
-    """Spawns without the user's ``__main__`` and without a resource tracker."""
+    """Spawns a :class:`ZygoteProcess`."""
 
-    def _launch(self, process: Any) -> None:
-        preparation = spawn.get_preparation_data(process._name)
-        for key in ("init_main_from_name", "init_main_from_path"):
-            preparation.pop(key, None)
-        pickled = io.BytesIO()
-        context.set_spawning_popen(self)
-        try:
-            context.reduction.dump(preparation, pickled)
-            context.reduction.dump(process, pickled)
-        finally:
-            context.set_spawning_popen(None)
+    def _launch(self, process: ZygoteProcess) -> None:
+        told = {
+            "path": [str(entry) or ORIGINAL_DIR for entry in sys.path],
+            "argv": sys.argv,
+            "preload": list(process.preload),
+        }
         sentinel, child_writes = os.pipe()
         try:
             child_reads, we_write = os.pipe()
@@ -59,23 +49,25 @@ class _ZygotePopen(popen_spawn_posix.Popen):  # type: ignore[misc]
             os.close(sentinel)
             os.close(child_writes)
             raise
-        self.finalizer = util.Finalize(self, util.close_fds, (sentinel, we_write))
+        self.finalizer = util.Finalize(self, util.close_fds, (sentinel,))
         try:
-            command = spawn.get_command_line(tracker_fd=None, pipe_handle=child_reads)
-            program = command.index("-c") + 1
-            command[program] = _DIE_WITH_PARENT.format(parent=os.getpid()) + command[program]
-            self._fds += [child_reads, child_writes]
+            command = [spawn.get_executable(), *util._args_from_interpreter_flags(), "-c"]
+            command.append(_PROGRAM.format(parent=os.getpid(), told_fd=child_reads, tube_fd=process.tube_fd))
+            inherited = [process.tube_fd, child_reads, child_writes]
             with _signals_of_the_terminal_blocked():
-                self.pid = util.spawnv_passfds(spawn.get_executable(), command, self._fds)
+                self.pid = util.spawnv_passfds(spawn.get_executable(), command, inherited)
             self.sentinel = sentinel
-            with open(we_write, "wb", closefd=False) as stream:
-                stream.write(pickled.getbuffer())
+            os.close(child_reads)
+            child_reads = -1
+            with open(we_write, "w", closefd=False) as stream:
+                json.dump(told, stream)
         except BaseException:
             self.finalizer()
             raise
         finally:
-            os.close(child_reads)
-            os.close(child_writes)
+            for fd in (child_reads, child_writes, we_write):
+                if fd >= 0:
+                    os.close(fd)
 
 
 @contextlib.contextmanager
@@ -89,6 +81,13 @@ def _signals_of_the_terminal_blocked() -> Iterator[None]:
 
 
 class ZygoteProcess(context.SpawnProcess):  # type: ignore[misc]
+    """The zygote as a process of ``multiprocess``; ``tube_fd`` is its end of the Tube."""
+
+    def __init__(self, tube_fd: int, preload: Sequence[str]) -> None:
+        super().__init__(name="tubevisor-zygote", daemon=True)
+        self.tube_fd = tube_fd
+        self.preload = preload
+
     @staticmethod
     def _Popen(process: Any) -> _ZygotePopen:
         return _ZygotePopen(process)

@@ -25,6 +25,7 @@ __all__ = [
 
 # _IOWR(0xFF, 11, struct pidfd_info), whose first published size is 64 bytes.
 PF_EXITING = 0x4  # of a thread's flags, <linux/sched.h>
+_STAT_BYTES = 4096  # more than all of its fields can take
 _PIDFD_INFO_BYTES = 64
 _PIDFD_GET_INFO = (3 << 30) | (_PIDFD_INFO_BYTES << 16) | (0xFF << 8) | 11
 _PIDFD_INFO_PID = 1
@@ -146,8 +147,11 @@ def exit_of_the_leaving(pid: int) -> int | None:
     exiting (PF_EXITING, proc_pid_stat(5)) never returns to user mode, and no system call of its is under way.
     """
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
+        stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fields = os.read(stat, _STAT_BYTES).rpartition(b")")[2].split()
+        finally:
+            os.close(stat)
     except OSError:
         return None
     flags, threads, status = int(fields[6]), int(fields[17]), int(fields[49])

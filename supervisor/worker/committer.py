@@ -20,10 +20,24 @@ import msgspec
 from supervisor.device import NO_ALARM
 from supervisor.memory.fence import FENCE
 from supervisor.worker import journal as layout
-from supervisor.worker.journal import Commit, Journal
+from supervisor.worker.journal import (
+    COMMIT,
+    HANDLING,
+    IRQ_LEVELS,
+    NEXT_ALARM,
+    OUTPUT_END,
+    PUBLISHED,
+    SLOT,
+    WANTED,
+    Commit,
+    Journal,
+)
+from supervisor.worker.records import OutputKind
 from supervisor.worker.session import Session
 
 __all__ = ["Committer", "Waiting", "unpack_state"]
+
+REPLY = int(OutputKind.REPLY)  # the last kind of output that somebody waits for
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(tuple[dict[int, int], bytes]).decode
@@ -66,51 +80,47 @@ class Committer:
 
     def commit(self, session: Session, applied: int) -> None:
         """Makes everything up to ``applied`` happen at once, then shows it. Raises what ``snapshot`` does."""
-        state = self._pack(session, applied)
-        self.words[layout.HANDLING] = 0  # from here on no input is to blame
-        outputs = session.outputs
-        needs = sum([self.journal.output_needs(output) for output in outputs])
-        if needs or self.journal.slot_needs(state) > self.journal.layout.state_bytes:
-            self._make_room(needs, self.journal.slot_needs(state), len(session.words))
+        device, alarms = session.device, session.alarms
+        packed = _pack((alarms, device.snapshot()))
+        self.words[HANDLING] = 0  # from here on no input is to blame
+        outputs, registers = session.outputs, session.register_bytes
+        state_needs = SLOT.size + len(registers) + len(packed)
         end = self._output_end
-        for output in outputs:
-            end = self.journal.put_output(end, output)
-        outputs.clear()
-        state.output_end = end
-        commit = self.words[layout.COMMIT] + 1
-        self.journal.write_slot(commit, state)
-        self.words[layout.COMMIT] = commit
+        if outputs or state_needs > self.journal.layout.state_bytes:
+            output_needs = sum([self.journal.output_needs(output) for output in outputs])
+            self._make_room(output_needs, state_needs, len(session.words))
+            for output in outputs:
+                end = self.journal.put_output(end, output)
+        next_alarm_ns = session.next_alarm_ns if alarms else NO_ALARM
+        levels = session.irq_levels
+        commit = self.words[COMMIT] + 1
+        state = applied, end, levels, next_alarm_ns, device.state_version, registers, packed
+        self.journal.write_slot(commit, tuple.__new__(Commit, state))
+        self.words[COMMIT] = commit
         self.applied = applied
         self._output_end = end
-        self._publish(state, session.words)
+        noteworthy = False  # replies are not: who waits for one says so
+        for kind, _detail, _number, _payload in outputs:
+            noteworthy |= kind > REPLY
+        outputs.clear()
+        self._show(session.words, levels, next_alarm_ns, noteworthy=noteworthy)
 
-    def _pack(self, session: Session, applied: int) -> Commit:
-        return Commit(
-            applied=applied,
-            output_end=self._output_end,
-            irq_levels=session.irq_levels,
-            next_alarm_ns=session.next_alarm_ns if session.alarms else NO_ALARM,
-            state_version=session.device.state_version,
-            registers=session.words.tobytes(),
-            state=_pack((session.alarms, session.device.snapshot())),
-        )
-
-    def _publish(self, state: Commit, registers: memoryview) -> None:
+    def _show(self, registers: memoryview, levels: int, next_alarm_ns: int, *, noteworthy: bool) -> None:
+        """What has been committed is seen from here on; the number of the last input last of all."""
         words = self.words
         self.journal.registers[: len(registers)] = registers
-        noteworthy = words[layout.OUTPUT_END] != state.output_end
-        noteworthy |= words[layout.NEXT_ALARM] != state.next_alarm_ns
-        words[layout.IRQ_LEVELS] = state.irq_levels
-        words[layout.NEXT_ALARM] = state.next_alarm_ns
-        words[layout.OUTPUT_END] = state.output_end
-        words[layout.PUBLISHED] = state.applied
+        noteworthy |= words[NEXT_ALARM] != next_alarm_ns
+        words[IRQ_LEVELS] = levels
+        words[NEXT_ALARM] = next_alarm_ns
+        words[OUTPUT_END] = self._output_end
+        words[PUBLISHED] = self.applied
         if FENCE is None:
             noteworthy = True
         else:
             with FENCE:
                 pass
-        wanted = words[layout.WANTED]
-        if noteworthy or (wanted and wanted <= state.applied):
+        wanted = words[WANTED]
+        if noteworthy or (wanted and wanted <= self.applied):
             self._ring()
 
     def _ring(self) -> None:

@@ -20,6 +20,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -138,7 +139,7 @@ def _live(tube: _Tube) -> int:
         from supervisor.worker.witness import serve_as_witness  # one process of them all
 
         _name_process("witness")
-        serve_as_witness(tube)
+        serve_as_witness(tube, descriptors[0].fileno())
     if message.WhichOneof("body") != "assign":
         return 0  # asked to stop while it was a spare
     assign = message.assign
@@ -190,6 +191,7 @@ def _say_last_words(tube: _Tube, generation: int, crash: DeviceCrashed) -> None:
 
 def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any]) -> Runtime:
     """Turns this process into the device that ``assign`` describes; says Ready."""
+    assigned_ns = time.monotonic_ns()
     with _phase(Failed.PHASE_ASSIGN):
         _apply_surroundings(assign)
         journal = Journal.attach(descriptors[0].fileno())
@@ -217,7 +219,7 @@ def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any])
             answer_fd=answer,
             heartbeat_every_ns=assign.heartbeat_every_ns,
         )
-        before = _open_descriptors()
+        free_before = _lowest_free_descriptor()
         try:
             session = Session(device_class, launch, runtime)
         except LocalError:
@@ -226,30 +228,34 @@ def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any])
             raise DeviceCrashed(Failed.PHASE_START) from error
     if assign.HasField("attach"):
         runtime.attach_when_ready(assign.attach, descriptors[queues_at:])
+    started_ns = time.monotonic_ns()
     runtime.adopt(session, now_ns=assign.now_ns, fresh=assign.start_fresh)
     ready = WorkerMessage(generation=generation)
     ready.ready.CopyFrom(_describe(device_class))
+    ready.ready.assigned_ns, ready.ready.started_ns = assigned_ns, started_ns
+    ready.ready.restored_ns = time.monotonic_ns()
     device: Any = session.device
     if hasattr(device, "offer"):  # a virtio device: what it offers is known once it has started
         device.offer(ready.ready.virtio)
     exclusive = device.exclusive
     if exclusive is None:
-        exclusive = bool(_open_descriptors() - before - runtime.kept)
-    ready.ready.lifeline = not exclusive and journal.hold_lifeline()
+        opened = set(range(free_before, _lowest_free_descriptor()))
+        exclusive = bool(opened - runtime.kept)
+    ready.ready.lifeline = not exclusive and runtime.hold_lifeline()
     tube.tell(ready)
     return runtime
 
 
-def _open_descriptors() -> set[int]:
-    """All of this process's, without the one that it takes to look, which is the lowest that is free."""
+def _lowest_free_descriptor() -> int:
+    """The number that the next one to be opened will have: what was opened since fills those below it."""
     lowest = os.dup(0)
     os.close(lowest)
-    return set(map(int, os.listdir("/proc/self/fd"))) - {lowest}
+    return lowest
 
 
 def _find_class(name: str) -> type[Device]:
     module_name, _, attribute = name.partition(":")
-    module = importlib.import_module(module_name)
+    module = sys.modules.get(module_name) or importlib.import_module(module_name)
     found = getattr(module, attribute, None)
     if found is None:
         raise LocalError(f"module {module_name} has no {attribute}")
@@ -284,7 +290,8 @@ def _describe(device_class: type[Device]) -> Ready:
 
 def _apply_surroundings(assign: Assign) -> None:
     _name_process(assign.name)
-    os.environ.update(assign.environment)
+    if assign.environment:
+        os.environ.update(assign.environment)
     os.umask(assign.umask)
     if assign.working_directory:
         os.chdir(assign.working_directory)

@@ -31,13 +31,14 @@ import mmap
 import os
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from supervisor.device import NO_ALARM
 from supervisor.errors import PeerError
 from supervisor.worker import lifeline
 from supervisor.worker.records import Input, InputKind, Output
 
-__all__ = ["Commit", "Journal", "JournalCorrupt", "Layout", "create_journal"]
+__all__ = ["Commit", "Journal", "JournalCorrupt", "Layout", "create_journal", "input_head"]
 
 MAGIC = 0x314C4E524A425554  # "TUBJRNL1"
 HEADER_BYTES = 4096
@@ -50,13 +51,15 @@ HEADER_BYTES = 4096
 HEADER_WORDS = 24
 LIFELINE_AT = 2048  # the mutex that tells of the worker's death, on cache lines of its own
 
-INPUT = struct.Struct("<QIHBBQQ")  # stamp_ns, offset, slots, kind, size, value, payload bytes
-KIND_AT = 14  # of the kind, in a record
+INPUT_WORDS = 4  # stamp_ns, head, value, payload bytes: a posted write is half a cache line
+INPUT_BYTES = 8 * INPUT_WORDS
+SLOTS_SHIFT, KIND_SHIFT, SIZE_SHIFT = 32, 48, 56  # in the head, above the offset's 32 bits
 DROPS_ALARMS = 0x80  # beside a record's kind: alarms that are due before it are dropped instead of fired
 FIRING = 1 << 63  # beside HANDLING: not the input itself but the alarms due before it are at work
-INPUT_BYTES = INPUT.size  # 32: a posted write is one store of half a cache line
 OUT_OF_LINE = 1 << 63  # in "payload bytes": the payload comes through the Tube
 OUTPUT = struct.Struct("<IHHQ")  # payload bytes, kind, detail, number
+_input = struct.Struct("=4Q").unpack_from
+_new = tuple.__new__  # what a NamedTuple's own constructor does, at a third of the price
 SLOT = struct.Struct("<QQQQQQQ")  # applied, output end, irq levels, next alarm, state version, sizes (2)
 
 REGISTER_WORDS_DEFAULT = 512  # one page: the largest built-in data sheet has some 150 words
@@ -101,16 +104,18 @@ class Layout:
         return self.slot_at(0) + 2 * self.state_bytes
 
 
-@dataclass(slots=True, kw_only=True)
-class Commit:
-    """A device's state after the inputs below ``applied``; ``state`` is runtime and device state, packed."""
+class Commit(NamedTuple):
+    """A device's state after the inputs below ``applied``; ``state`` is runtime and device state, packed.
+
+    ``registers`` are their words as bytes.
+    """
 
     applied: int
     output_end: int
     irq_levels: int
     next_alarm_ns: int
     state_version: int
-    registers: bytes
+    registers: bytes | memoryview
     state: bytes
 
 
@@ -127,8 +132,12 @@ class Journal:
         view = memoryview(self._map)
         self.words = view[:HEADER_BYTES].cast("Q")
         self.registers = view[HEADER_BYTES : layout.inputs_at].cast("Q")
+        self.inputs = view[layout.inputs_at : layout.outputs_at].cast("Q")
         self.bytes = view
+        self._slots_at = layout.slot_at(0), layout.slot_at(1)
         self._input_mask = layout.input_slots - 1
+        self._inputs_at = layout.inputs_at
+        self._outputs_at = layout.outputs_at
         self._output_mask = layout.output_bytes - 1
 
     @classmethod
@@ -163,6 +172,7 @@ class Journal:
             lifeline.give_back(self._lifeline)
         self.words.release()
         self.registers.release()
+        self.inputs.release()
         self.bytes.release()
         self._map.close()
 
@@ -177,53 +187,50 @@ class Journal:
         payload = b"" if out_of_line else record.payload
         slots = self.slots_for(payload)
         length = len(record.payload) | (OUT_OF_LINE if out_of_line else 0)
-        INPUT.pack_into(
-            self._map,
-            self.layout.inputs_at + (record.number & self._input_mask) * INPUT_BYTES,
-            record.stamp_ns,
-            record.offset,
-            slots,
-            record.kind,
-            record.size,
-            record.value,
-            length,
-        )
+        at, inputs = self._input_word(record.number), self.inputs
+        inputs[at] = record.stamp_ns
+        inputs[at + 1] = input_head(record.kind, record.offset, record.size, slots)
+        inputs[at + 2] = record.value
+        inputs[at + 3] = length
         if payload:
             self._copy_in(self.layout.inputs_at, self._input_span, (record.number + 1) * INPUT_BYTES, payload)
         return record.number + slots
 
     def get_input(self, number: int) -> tuple[Input, int, bool]:
         """The record at ``number``, the number after it, and whether its payload is out of line."""
-        at = self.layout.inputs_at + (number & self._input_mask) * INPUT_BYTES
-        stamp_ns, offset, slots, kind, size, value, length = INPUT.unpack_from(self._map, at)
+        at = self._inputs_at + (number & self._input_mask) * INPUT_BYTES
+        stamp_ns, head, value, length = _input(self._map, at)
+        slots = head >> SLOTS_SHIFT & 0xFFFF
         if not slots:
             raise JournalCorrupt(f"input {number} takes no room")
-        out_of_line = bool(length & OUT_OF_LINE)
+        kind, size = head >> KIND_SHIFT & 0x7F, head >> SIZE_SHIFT
+        if not length:
+            record = _new(Input, (number, kind, stamp_ns, head & 0xFFFFFFFF, size, value, b""))
+            return record, number + slots, False
         payload = b""
-        if length and not out_of_line:
-            payload = self._copy_out(
-                self.layout.inputs_at, self._input_span, (number + 1) * INPUT_BYTES, length
-            )
-        kind &= ~DROPS_ALARMS
-        return Input(number, kind, stamp_ns, offset, size, value, payload), number + slots, out_of_line
+        out_of_line = bool(length & OUT_OF_LINE)
+        if not out_of_line:
+            payload = self._copy_out(self._inputs_at, self._input_span, (number + 1) * INPUT_BYTES, length)
+        record = Input(number, kind, stamp_ns, head & 0xFFFFFFFF, size, value, payload)
+        return record, number + slots, out_of_line
 
     def drops_alarms(self, number: int) -> bool:
         """True if alarms that are due before the record at ``number`` are given up."""
-        return bool(self._map[self._kind_at(number)] & DROPS_ALARMS)
+        return bool(self.inputs[self._input_word(number) + 1] >> KIND_SHIFT & DROPS_ALARMS)
 
     def drop_alarms(self, number: int) -> None:
         """Gives up the alarms that are due before the record at ``number``. Only while no worker is alive."""
-        self._map[self._kind_at(number)] |= DROPS_ALARMS
+        self.inputs[self._input_word(number) + 1] |= DROPS_ALARMS << KIND_SHIFT
 
-    def _kind_at(self, number: int) -> int:
-        return self.layout.inputs_at + (number & self._input_mask) * INPUT_BYTES + KIND_AT
+    def _input_word(self, number: int) -> int:
+        return (number & self._input_mask) * INPUT_WORDS
 
     def skip_input(self, number: int) -> None:
         """Turns the record at ``number`` into one that does nothing. Only while no worker is alive."""
-        at = self.layout.inputs_at + (number & self._input_mask) * INPUT_BYTES
-        stamp_ns, offset, slots, kind, size, value, _length = INPUT.unpack_from(self._map, at)
-        kind = InputKind.SKIP | kind & DROPS_ALARMS
-        INPUT.pack_into(self._map, at, stamp_ns, offset, slots, kind, size, value, 0)
+        at, inputs = self._input_word(number), self.inputs
+        kept = inputs[at + 1] & ~((0xFF ^ DROPS_ALARMS) << KIND_SHIFT)
+        inputs[at + 1] = kept | InputKind.SKIP << KIND_SHIFT
+        inputs[at + 3] = 0
 
     # -- outputs ---------------------------------------------------------------------------------
 
@@ -233,46 +240,39 @@ class Journal:
 
     def put_output(self, end: int, output: Output) -> int:
         """Writes ``output`` at position ``end``, which nobody sees yet; returns the position after it."""
-        at = self.layout.outputs_at + (end & self._output_mask)
-        OUTPUT.pack_into(self._map, at, len(output.payload), output.kind, output.detail, output.number)
-        if output.payload:
-            self._copy_in(self.layout.outputs_at, self.layout.output_bytes, end + OUTPUT.size, output.payload)
-        return end + self.output_needs(output)
+        at = self._outputs_at + (end & self._output_mask)
+        kind, detail, number, payload = output
+        length = len(payload)
+        OUTPUT.pack_into(self._map, at, length, kind, detail, number)
+        if not length:
+            return end + OUTPUT.size
+        self._copy_in(self._outputs_at, self.layout.output_bytes, end + OUTPUT.size, payload)
+        return end + OUTPUT.size + (length + 15 & ~15)
 
     def get_output(self, position: int, end: int) -> tuple[Output, int]:
         """The output at ``position``, and the position after it, which is at most ``end``."""
-        at = self.layout.outputs_at + (position & self._output_mask)
+        at = self._outputs_at + (position & self._output_mask)
         length, kind, detail, number = OUTPUT.unpack_from(self._map, at)
         after = position + OUTPUT.size + (length + 15 & ~15)
         if after > end:
             raise JournalCorrupt(f"an output of {length} bytes at {position} reaches past the end at {end}")
         payload = b""
         if length:
-            payload = self._copy_out(
-                self.layout.outputs_at, self.layout.output_bytes, position + OUTPUT.size, length
-            )
-        return Output(kind, detail, number, payload), after
+            payload = self._copy_out(self._outputs_at, self._output_mask + 1, position + OUTPUT.size, length)
+        return _new(Output, (kind, detail, number, payload)), after
 
     # -- state -----------------------------------------------------------------------------------
 
     def write_slot(self, commit: int, state: Commit) -> None:
         """Writes the state of commit number ``commit`` into the slot that is not current."""
-        at = self.layout.slot_at(commit)
-        SLOT.pack_into(
-            self._map,
-            at,
-            state.applied,
-            state.output_end,
-            state.irq_levels,
-            state.next_alarm_ns,
-            state.state_version,
-            len(state.registers),
-            len(state.state),
-        )
-        at += SLOT.size
-        middle = at + len(state.registers)
-        self._map[at:middle] = state.registers
-        self._map[middle : middle + len(state.state)] = state.state
+        applied, output_end, irq_levels, next_alarm_ns, version, registers, packed = state
+        at = self._slots_at[commit & 1]
+        middle = at + SLOT.size + len(registers)
+        length = len(packed)
+        sizes = len(registers), length
+        SLOT.pack_into(self._map, at, applied, output_end, irq_levels, next_alarm_ns, version, *sizes)
+        self._map[at + SLOT.size : middle] = registers
+        self._map[middle : middle + length] = packed
 
     def slot_needs(self, state: Commit) -> int:
         """Bytes that ``state`` takes in a slot."""
@@ -304,7 +304,7 @@ class Journal:
             state=self._map[middle : middle + n_state],
         )
 
-    def put_registers(self, registers: bytes) -> None:
+    def put_registers(self, registers: bytes | memoryview) -> None:
         """Publishes register words as committed. Only while no worker lives."""
         self.bytes[HEADER_BYTES : HEADER_BYTES + len(registers)] = registers
 
@@ -351,6 +351,11 @@ class Journal:
         first = min(length, span - at)
         data = self._map[base + at : base + at + first]
         return data if first == length else data + self._map[base : base + length - first]
+
+
+def input_head(kind: int, offset: int, size: int, slots: int = 1) -> int:
+    """The second word of an input's record."""
+    return offset | slots << SLOTS_SHIFT | kind << KIND_SHIFT | size << SIZE_SHIFT
 
 
 def create_journal(name: str, layout: Layout | None = None) -> tuple[int, Journal]:

@@ -12,6 +12,7 @@ It speaks for the thread that took it. Whether there are others is the superviso
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 from typing import Final
 
@@ -31,24 +32,31 @@ def hold(address: int) -> bool:
 
     False where this C library's mutexes are not what is expected: then the pidfd has to do.
     """
-    attribute = ctypes.create_string_buffer(ATTRIBUTE_BYTES)
-    mutex = ctypes.c_void_p(address)
-    try:
-        refused = (
-            _libc.pthread_mutexattr_init(attribute)
-            or _libc.pthread_mutexattr_setpshared(attribute, PTHREAD_PROCESS_SHARED)
-            or _libc.pthread_mutexattr_setrobust(attribute, PTHREAD_MUTEX_ROBUST)
-            or _libc.pthread_mutex_init(mutex, attribute)
-            or _libc.pthread_mutex_lock(mutex)
-        )
-    except AttributeError:
+    attribute = _robust()
+    if attribute is None:
         return False
-    if refused:
+    mutex = ctypes.c_void_p(address)
+    if _libc.pthread_mutex_init(mutex, attribute) or _libc.pthread_mutex_lock(mutex):
         return False
     if ctypes.c_uint32.from_address(address).value & TID_MASK == threading.get_native_id():
         return True
     _libc.pthread_mutex_unlock(mutex)
     return False
+
+
+@functools.cache
+def _robust() -> ctypes.Array[ctypes.c_char] | None:
+    """The attribute of a robust mutex that processes share; ``None`` where there is no such thing."""
+    attribute = ctypes.create_string_buffer(ATTRIBUTE_BYTES)
+    try:
+        refused = (
+            _libc.pthread_mutexattr_init(attribute)
+            or _libc.pthread_mutexattr_setpshared(attribute, PTHREAD_PROCESS_SHARED)
+            or _libc.pthread_mutexattr_setrobust(attribute, PTHREAD_MUTEX_ROBUST)
+        )
+    except AttributeError:
+        return None
+    return None if refused else attribute
 
 
 def give_back(address: int) -> None:

@@ -22,7 +22,15 @@ from supervisor.tube import TubeError
 from supervisor.worker import journal as layout
 from supervisor.worker.committer import Committer, unpack_state
 from supervisor.worker.conversation import ControlTube, Conversation
-from supervisor.worker.journal import Commit, Journal, JournalCorrupt
+from supervisor.worker.journal import (
+    HANDLING,
+    HEARTBEAT,
+    SUBMITTED,
+    WORKER_SLEEPS,
+    Commit,
+    Journal,
+    JournalCorrupt,
+)
 from supervisor.worker.records import Input, InputKind
 from supervisor.worker.session import Session
 
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceCrashed", "Runtime"]
 
+ANSWERED = frozenset(map(int, (InputKind.READ, InputKind.WRITE, InputKind.CALL)))
 BATCH_INPUTS = 64  # posted writes per commit: a commit costs as much as a few device calls
 BATCH_NS = 5_000_000  # so that slow inputs are seen to move, and little is handled again after a death
 SPIN_LOOKS = 40  # looks at the ring between two looks at the clock
@@ -141,6 +150,10 @@ class Runtime:
         if fd is not None:
             self.kept.add(fd)
 
+    def hold_lifeline(self) -> bool:
+        """Has the kernel mark this worker's death in its journal; false where it cannot."""
+        return self._committer.journal.hold_lifeline()
+
     # -- the loop --------------------------------------------------------------------------------
 
     def serve(self) -> None:
@@ -148,7 +161,7 @@ class Runtime:
         committer = self._committer
         batches = 0
         while True:
-            if committer.words[layout.SUBMITTED] != committer.applied:
+            if committer.words[SUBMITTED] != committer.applied:
                 self._handle_batch()
                 batches += 1
                 if batches % LOOKS_AT_TUBE == 0:
@@ -179,19 +192,19 @@ class Runtime:
     def _handle_batch(self) -> None:
         journal, words, session = self._committer.journal, self._committer.words, self._session
         number = self._committer.applied
-        submitted = words[layout.SUBMITTED]
-        words[layout.HEARTBEAT] += 1
+        submitted = words[SUBMITTED]
+        words[HEARTBEAT] += 1
         begun_ns = time.monotonic_ns()
         # A young worker begins with one input a commit: if it is one that kills, it is known which.
         batch, self._batch = self._batch, min(BATCH_INPUTS, 2 * self._batch)
         for _ in range(batch):
-            words[layout.HANDLING] = number + 1
+            words[HANDLING] = number + 1
             record, after, out_of_line = journal.get_input(number)
             if out_of_line:
                 record = record._replace(payload=self._conversation.payload(number))
             self._handle(session, record)
             number = after
-            if number == submitted or record.kind in (InputKind.READ, InputKind.WRITE, InputKind.CALL):
+            if number == submitted or record.kind in ANSWERED:
                 break
             if time.monotonic_ns() - begun_ns > BATCH_NS:
                 break
@@ -234,12 +247,12 @@ class Runtime:
     def _sleep(self) -> None:
         """Waits for a doorbell, the Tube or a watched descriptor; the heart beats meanwhile."""
         words = self._committer.words
-        words[layout.HEARTBEAT] += 1
+        words[HEARTBEAT] += 1
         applied = self._committer.applied
         begun_ns = now_ns = time.monotonic_ns()
         while now_ns - begun_ns < self._spin_ns:
             for _ in range(SPIN_LOOKS):
-                if words[layout.SUBMITTED] != applied:
+                if words[SUBMITTED] != applied:
                     return
             os.sched_yield()  # whoever has work goes first
             if self._watched and (ready := self._epoll.poll(0)):  # a guest's kick does not wait for the spin
@@ -247,15 +260,15 @@ class Runtime:
                 self._serve_descriptors(ready)
                 return
             now_ns = time.monotonic_ns()
-        words[layout.WORKER_SLEEPS] = 1
+        words[WORKER_SLEEPS] = 1
         if FENCE is not None:
             with FENCE:
                 pass
         # What was handed over while an input's payload was waited for makes no descriptor readable.
-        awake = words[layout.SUBMITTED] != applied or self._handed
+        awake = words[SUBMITTED] != applied or self._handed
         looks_again = self._looks_again
         ready = [] if awake else self._epoll.poll(LOOK_AGAIN_S if looks_again else self._timeout_s)
-        words[layout.WORKER_SLEEPS] = 0
+        words[WORKER_SLEEPS] = 0
         if ready or not looks_again:
             self._learn_to_spin(ready, time.monotonic_ns() - now_ns)
             self._serve_descriptors(ready)
