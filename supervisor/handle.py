@@ -26,7 +26,7 @@ from supervisor.timeline import RestartTimeline
 from supervisor.worker.records import Input, InputKind, Output, OutputKind
 from supervisor.worker.session import Launch, Session
 
-__all__ = ["Clock", "DeviceFacts", "DeviceHandle", "LocalHandle", "VhostUserFacts"]
+__all__ = ["ByteSink", "Clock", "DeviceFacts", "DeviceHandle", "IrqSink", "LocalHandle", "VhostUserFacts"]
 
 Clock = Callable[[], int]  # guest time in ns
 ByteSink = Callable[[bytes], None]
@@ -175,6 +175,15 @@ class DeviceHandle(ABC):
     def on_irq(self, sink: IrqSink | None) -> None:
         """Registers who takes every edge ``(line, raised)``, for a machine that does not poll levels."""
         self._irq_sink = sink
+
+    @property
+    def rests(self) -> bool:
+        """True if nothing is owed and nothing to be delivered until the bell rings or somebody asks."""
+        return False
+
+    def may_be_waited_for(self) -> bool:
+        """True if its bell will ring before there is anything to look at; asks for that, where it must."""
+        return True
 
     @property
     def has_outputs(self) -> bool:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from supervisor import policy
+from supervisor.agenda import Agenda
 from supervisor.bus import Bus
 from supervisor.config import Config, DeviceConfig, policy_spec
 from supervisor.device import NO_ALARM
@@ -47,10 +48,11 @@ class Supervisor:
         self._workers: Workers | None = None
         self._observers: list[Callable[[Record], None]] = []
         self._local: dict[str, LocalHandle] = {}
+        self._agenda = Agenda()
         if config.supervisor.in_process:
             self._reactor.executor = _Idle()
         else:
-            self._workers = Workers(config, self._reactor, self._now)
+            self._workers = Workers(config, self._reactor, self._now, self._agenda)
             self._reactor.executor = self._workers
         self._started = False
         self._closed = False
@@ -65,6 +67,7 @@ class Supervisor:
         if self._workers is None:
             for device in self.config.devices:
                 self._local[device.name] = self._build_here(device)
+                self._agenda.stir(self._local[device.name])
             self._bus = Bus(self._local.values())
             self._started = True
             return
@@ -238,16 +241,18 @@ class Supervisor:
         With a clock of the machine's own, alarms are not in it: guest time is the machine's to know.
         """
         timeouts = []
-        if self._reactor.fresh or any(handle.has_outputs for handle in self._handles.values()):
-            return 0.0  # something has happened, during a request perhaps
+        if self._reactor.fresh:
+            return 0.0
+        for handle in self._agenda.stirring():
+            if handle.has_outputs or not handle.may_be_waited_for():
+                return 0.0  # something has happened, during a request perhaps
         own = self._reactor.timeout_ns()
         if own is not None:
             timeouts.append(own)
         if self.clock is time.monotonic_ns:
-            alarms = (handle.published_alarm_ns for handle in self._handles.values())
-            alarm_ns = min(alarms, default=NO_ALARM)
-            if alarm_ns != NO_ALARM:
-                timeouts.append(max(0, alarm_ns - time.monotonic_ns()))
+            alarm = self._agenda.earliest_alarm()
+            if alarm is not None:
+                timeouts.append(max(0, alarm[0] - time.monotonic_ns()))
         return min(timeouts) / 1e9 if timeouts else None
 
     def next_alarm_ns(self) -> int:
@@ -256,7 +261,10 @@ class Supervisor:
         For a machine that has to know before it lets guest time pass. ``dispatch`` itself never waits for a
         device: what it does not know yet it does when the device's bell has rung.
         """
-        return min((handle.next_alarm_ns for handle in self._handles.values()), default=NO_ALARM)
+        for handle in self._agenda.stirring():
+            handle.next_alarm_ns  # noqa: B018 - which waits for what is outstanding
+        alarm = self._agenda.earliest_alarm()
+        return NO_ALARM if alarm is None else alarm[0]
 
     def dispatch(self, timeout: float | None = 0.0) -> None:
         """Does what there is to do: processes, alarms that guest time has reached, outputs to their sinks.
@@ -336,20 +344,14 @@ class Supervisor:
 
     def _deliver_alarms(self) -> None:
         now_ns = self.clock()
-        while True:
-            due = [
-                (at_ns, name)
-                for name, handle in self._handles.items()
-                if (at_ns := handle.published_alarm_ns) <= now_ns
-            ]
-            if not due:
-                return
-            at_ns, name = min(due)
-            self._handles[name].deliver_alarm(at_ns)
+        while (alarm := self._agenda.earliest_alarm()) is not None and alarm[0] <= now_ns:
+            at_ns, handle = alarm
+            handle.deliver_alarm(at_ns)
 
     def _deliver_outputs(self) -> None:
-        for handle in self._handles.values():
+        for handle in self._agenda.stirring():
             handle.deliver_outputs()
+        self._agenda.settle()
         if self._workers is not None:
             self._workers.see_off()
 

@@ -319,10 +319,20 @@ class Processes:
         worker.noticed_ns = time.monotonic_ns()
         worker.kill_family()
         self._reactor.unwatch(worker.pidfd.fileno())
-        if self._launcher.awaits_exit(worker):
+        if not worker.exclusive and self._exit_now(worker):  # it leaves nothing that its successor waits for
+            self._finish(worker)
+        elif self._launcher.awaits_exit(worker):
             self._reactor.call_at(time.monotonic_ns() + EXIT_STATUS_WAIT_NS, lambda: self._finish(worker))
         else:
             self._finish(worker)
+
+    def _exit_now(self, worker: WorkerProcess) -> bool:
+        """True if the kernel tells how it ended, whether the zygote has reaped it or not."""
+        if self._launcher.hung_up:  # then it has died of that, which is to be known first
+            self._hear_launcher()
+        if self._launcher.read_exit(worker) is None:
+            worker.wait_status = exit_of_the_leaving(worker.pid)
+        return worker.wait_status is not None
 
     def on_witnessed(self, ticket: int) -> None:
         """A worker is said to execute no more instruction, though it may take long to be taken apart.
@@ -334,10 +344,8 @@ class Processes:
             return
         worker.noticed_ns = time.monotonic_ns()
         worker.kill()  # whoever only says so is dead all the same
-        wait_status = exit_of_the_leaving(worker.pid)
-        if wait_status is None:
+        if not self._exit_now(worker):
             return  # another thread of it may still write: its pidfd will tell
-        worker.wait_status = wait_status
         worker.kill_family()
         self._finish(worker)
 

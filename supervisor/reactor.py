@@ -75,6 +75,7 @@ class Reactor:
         except OSError as error:
             raise EnvironmentFault("there is no descriptor for the loop") from error
         self._callbacks: dict[int, tuple[int, Callable[[int], None]]] = {}
+        self._unserved: list[tuple[int, int]] = []  # ready when a round ended early: (descriptor, mask)
         self._serial = 0
         self._timers: list[Timer] = []
         self._events: deque[Event] = deque()
@@ -128,7 +129,7 @@ class Reactor:
 
     def timeout_ns(self) -> int | None:
         """How long (ns) until :meth:`poll` has something to do even if no descriptor becomes ready."""
-        if self._events:
+        if self._events or self._unserved:
             return 0
         while self._timers and self._timers[0].callback is None:
             heapq.heappop(self._timers)
@@ -152,11 +153,15 @@ class Reactor:
             timeout_ns = own
         limit = self._serial
         seconds = None if timeout_ns is None else timeout_ns / 1e9
-        for fd, mask in self._epoll.poll(seconds, MAX_EVENTS_PER_ROUND):
+        ready, self._unserved = self._unserved, []
+        if not ready:
+            ready = self._epoll.poll(seconds, MAX_EVENTS_PER_ROUND)
+        for index, (fd, mask) in enumerate(ready):
             serial, callback = self._callbacks.get(fd, (limit + 1, None))
             if serial <= limit and callback is not None:
                 callback(mask)
                 if enough():
+                    self._unserved += ready[index + 1 :]  # a bell rings but once
                     return
         self.step()
         self._judge_deadlines()

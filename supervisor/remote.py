@@ -21,7 +21,7 @@ from supervisor.config import Mmio
 from supervisor.datasheet import AccessTable, RegisterMap, evaluate_counter
 from supervisor.device import NO_ALARM
 from supervisor.errors import DeviceFault, DeviceGone
-from supervisor.handle import Clock, DeviceHandle
+from supervisor.handle import ByteSink, Clock, DeviceHandle, IrqSink
 from supervisor.ledger import SOMETHING, Ledger, Waiter
 from supervisor.memory.fence import FENCE
 from supervisor.worker.journal import (
@@ -67,6 +67,8 @@ class Port:
     call_at: Callable[[int, Callable[[], None]], object]
     """Calls back at a host time (ns)."""
     clock: Clock
+    stir: Callable[[], None] = lambda: None
+    """Says that ``dispatch`` has to look at this device."""
 
 
 class RemoteHandle(DeviceHandle):
@@ -208,8 +210,13 @@ class RemoteHandle(DeviceHandle):
             self._make_room(1)
         number = ledger.put(kind, self._clock() if stamp_ns is None else stamp_ns, offset, size, value)
         self._barrier = number + 1
-        self._outstanding = True
+        if not self._outstanding:
+            self._outstand()
         return number
+
+    def _outstand(self) -> None:
+        self._outstanding = True
+        self._port.stir()
 
     def _make_room(self, slots: int) -> None:
         """Waits until ``slots`` more have room in the ring, and notes for how long that will do."""
@@ -229,7 +236,8 @@ class RemoteHandle(DeviceHandle):
             self._make_room(slots)
         number = ledger.put_payload(kind, self._clock(), payload, out_of_line=out_of_line)
         self._barrier = ledger.submitted
-        self._outstanding = True
+        if not self._outstanding:
+            self._outstand()
         return number
 
     def _capture(self, way: int, offset: int, size: int, value: int) -> None:
@@ -375,6 +383,30 @@ class RemoteHandle(DeviceHandle):
 
     # -- what comes back -------------------------------------------------------------------------
 
+    def on_output(self, sink: ByteSink | None) -> None:
+        super().on_output(sink)
+        self._port.stir()
+
+    def on_irq(self, sink: IrqSink | None) -> None:
+        super().on_irq(sink)
+        self._port.stir()
+
+    @property
+    def rests(self) -> bool:
+        words = self._words
+        if self._gone is None:
+            if words[PUBLISHED] != self.ledger.submitted:
+                return False
+            self._outstanding = False
+            if words[WANTED] and not self.ledger.waiters:
+                words[WANTED] = 0
+        if words[CONSUMED] != words[OUTPUT_END] and not self._holds_enough():
+            return False
+        return not super().has_outputs
+
+    def may_be_waited_for(self) -> bool:
+        return self.rests or not self._arrived(self.ledger.submitted)
+
     @property
     def has_outputs(self) -> bool:
         self._watch_outstanding()
@@ -430,6 +462,7 @@ class RemoteHandle(DeviceHandle):
         if self._gone is None:
             self._gone = DeviceGone(f"{self.name}: {reason}")
         self._set_tables()
+        self._port.stir()
         with contextlib.suppress(JournalCorrupt):  # then there is nobody to handle anything either
             self.ledger.abandon(self._gone)
 
@@ -442,6 +475,7 @@ class RemoteHandle(DeviceHandle):
         """The device is started again after ``go``."""
         self._gone = None
         self._set_tables()
+        self._port.stir()
 
     def close(self) -> None:
         """Gives the shared memory and the descriptors back."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from collections import deque
 
 from supervisor.errors import EnvironmentFault
 from supervisor.launch.launcher import WorkerProcess
@@ -16,13 +18,14 @@ from supervisor.ledger import Ledger
 from supervisor.messages_pb2 import SupervisorMessage, WorkerMessage
 from supervisor.processes import Processes
 from supervisor.reactor import Reactor
-from supervisor.tube import Descriptor, TubeError
+from supervisor.tube import Descriptor, TubeError, TubeTimeout
 from supervisor.worker.witness import TICKET
 
 __all__ = ["LIVES", "Witness"]
 
 _log = logging.getLogger("tubevisor")
 TICKETS_AT_ONCE = 512
+ROOM_AFTER_NS = 2_000_000  # it has taken some of a full queue by then
 LIVES = 5  # of the witness: one that always dies is of no use here
 
 
@@ -35,6 +38,7 @@ class Witness:
         self._process: WorkerProcess | None = None
         self._lives = LIVES
         self._watched: dict[int, tuple[WorkerProcess, Ledger]] = {}  # by ticket
+        self._untold: deque[int] = deque()  # tickets of those of whom it has not heard yet
         self._told_fd = -1  # the pipe through which it tells
 
     def watch(self, worker: WorkerProcess, ledger: Ledger) -> None:
@@ -43,7 +47,8 @@ class Witness:
         if self._process is None:
             self._order()
         elif self._process.hello:
-            self._tell(worker, ledger)
+            self._untold.append(worker.ticket)
+            self._tell()
 
     def forget(self, worker: WorkerProcess) -> None:
         """The worker is gone."""
@@ -60,18 +65,30 @@ class Witness:
         if self._process.hello:
             self.on_hello(self._process)
 
-    def _tell(self, worker: WorkerProcess, ledger: Ledger) -> None:
-        message = SupervisorMessage()
-        message.watch.ticket = worker.ticket
-        message.watch.pid = worker.pid
-        self._send(message, (ledger.journal_fd,))
+    def _tell(self) -> None:
+        """Tells it whom to wait for: as many as it has room for, and the others a little later."""
+        while self._untold and self._process is not None:
+            watched = self._watched.get(self._untold[0])
+            if watched is not None:
+                worker, ledger = watched
+                message = SupervisorMessage()
+                message.watch.ticket = worker.ticket
+                message.watch.pid = worker.pid
+                if not self._send(message, ledger.journal_fd):
+                    self._reactor.call_at(time.monotonic_ns() + ROOM_AFTER_NS, self._tell)
+                    return
+            self._untold.popleft()
 
-    def _send(self, message: SupervisorMessage, fds: tuple[object, ...] = ()) -> None:
+    def _send(self, message: SupervisorMessage, fd: int) -> bool:
+        """False if its queue is full."""
         assert self._process is not None  # noqa: S101 - it has said Hello
         try:
-            self._process.tube.send_proto_nowait(message, fds=fds)
-        except TubeError:  # it is dead, or does not listen: then it is of no use
-            self._processes.kill(self._process)
+            self._process.tube.send_proto_nowait(message, fds=(fd,))
+        except TubeTimeout:
+            return False
+        except TubeError:  # it is dead, and that will be heard of
+            pass
+        return True
 
     # -- Owner of its process --------------------------------------------------------------------
 
@@ -89,9 +106,9 @@ class Witness:
             return
         with Descriptor(theirs):
             self._reactor.watch(self._told_fd, lambda _mask: self._hear())
-            self._send(message, (theirs,))
-        for watched, ledger in self._watched.values():
-            self._tell(watched, ledger)
+            self._send(message, theirs)
+        self._untold = deque(self._watched)
+        self._tell()
 
     def on_message(
         self, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
@@ -133,5 +150,6 @@ class Witness:
     def close(self) -> None:
         """Asks for no more; its process ends with all the others."""
         self._watched.clear()
+        self._untold.clear()
         self._hang_up()
         self._lives = 0

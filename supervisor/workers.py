@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from supervisor import policy
+from supervisor.agenda import Agenda
 from supervisor.config import Config, DeviceConfig
 from supervisor.conversation import MOST_AHEAD, Conversation
 from supervisor.errors import EnvironmentFault, TubevisorError
@@ -53,8 +54,9 @@ _log = logging.getLogger("tubevisor")
 class Workers:
     """All devices of a configuration as processes."""
 
-    def __init__(self, config: Config, reactor: Reactor, clock: Clock) -> None:
+    def __init__(self, config: Config, reactor: Reactor, clock: Clock, agenda: Agenda) -> None:
         self._reactor = reactor
+        self._agenda = agenda
         self._clock = clock
         self._seats: dict[str, Seat] = {}
         self._by_ticket: dict[int, Seat] = {}
@@ -81,6 +83,7 @@ class Workers:
             corrupt=lambda error: self._corrupt(seat, error),
             call_at=self._reactor.call_at,
             clock=lambda: self._clock(),
+            stir=lambda: self._agenda.stir(handle),
         )
         handle = RemoteHandle(
             device.name,
@@ -90,11 +93,14 @@ class Workers:
             poison=device.poison,
         )
         handle.ask_facts = partial(self.facts, device.name)
+        agenda = self._agenda
+        agenda.stir(handle)
         seat = Seat(device, handle, device.child)
         try:
-            self._reactor.watch(handle.ledger.answer_fd, _ignore, _EDGE)
+            self._reactor.watch(handle.ledger.answer_fd, lambda _mask: agenda.stir(handle), _EDGE)
         except OSError:
             handle.close()
+            agenda.forget(handle)
             raise
         return seat
 
@@ -140,6 +146,7 @@ class Workers:
             handle = self._departed.pop()
             handle.deliver_outputs()
             handle.close()
+            self._agenda.forget(handle)
 
     # -- what others ask -------------------------------------------------------------------------
 
@@ -298,6 +305,7 @@ class Workers:
     def _on_ready(self, seat: Seat, lifeline: bool) -> str:
         """A worker has said Ready; returns why its device cannot serve all the same, if so."""
         if seat.worker is not None and lifeline:
+            seat.worker.exclusive = False
             self._witness.watch(seat.worker, seat.handle.ledger)
         try:
             self._keepers.worker_ready(seat)
@@ -314,6 +322,7 @@ class Workers:
         return seat
 
     def _settle(self, seat: Seat, *, charged: bool) -> None:
+        self._agenda.stir(seat.handle)
         try:
             for fault in seat.handle.ledger.settle_dead(charged=charged):
                 self._reactor.publish(InputGivenUp(seat.name, str(fault), at_ns=time.monotonic_ns()))
@@ -399,7 +408,3 @@ def _pass_on(seat: Seat, lines: list[tuple[int, str]]) -> None:
     logger = logging.getLogger(f"tubevisor.device.{seat.name}")
     for level, text in lines:
         logger.log(level, "%s", text)
-
-
-def _ignore(_mask: int) -> None:
-    """The wake-up itself is what a bell is for."""

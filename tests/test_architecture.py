@@ -30,6 +30,7 @@ RANKS = {
     "supervisor.vhost_user": 4,
     "supervisor.worker": 5,
     "supervisor.launch": 6,
+    "supervisor.agenda": 7,
     "supervisor.bus": 7,
     "supervisor.handle": 6,
     "supervisor.switchboard": 6,

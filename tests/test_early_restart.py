@@ -6,10 +6,15 @@ import os
 import select
 import socket
 import time
+from collections import Counter
+from collections.abc import Iterable
 
 import pytest
+from google.protobuf.message import Message
 
 from supervisor.host import Supervisor
+from supervisor.messages_pb2 import SupervisorMessage
+from supervisor.tube import ProtoTube, QueueFull
 from tests.chaos import board, census
 
 PID = 0x00
@@ -68,6 +73,40 @@ def test_given_journal_that_was_replaced_each_death_is_seen_and_nothing_lost() -
             length += added
             assert sup["device"].call_bytes(bytes(added)) == length.to_bytes(4, "little")
             assert sup.kill("device", charged=False) is not None
+
+
+def test_given_witness_that_is_slow_to_listen_it_is_told_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A socket's queue is shorter than a large board is long: what has no room waits, and nobody is ended."""
+    refused = Counter[int]()
+    send = ProtoTube.send_proto_nowait
+
+    def send_seldom(self: ProtoTube, message: Message, fds: Iterable[object] = ()) -> None:
+        if isinstance(message, SupervisorMessage) and message.WhichOneof("body") == "watch":
+            refused[message.watch.ticket] += 1
+            if refused[message.watch.ticket] < 3:
+                raise QueueFull("no room")
+        send(self, message, fds)
+
+    monkeypatch.setattr(ProtoTube, "send_proto_nowait", send_seldom)
+    devices = [
+        _device("Holding").replace("device", f"device{number}", 1).replace("base: 0", f"base: {number << 20}")
+        for number in range(5)
+    ]
+    with census(), Supervisor(board(*devices)) as sup:
+        workers = sup._workers
+        assert workers is not None
+        while not refused or workers._witness._untold:
+            sup.dispatch(1)
+        assert sorted(refused.values()) == [3] * 5
+        witness = workers._witness._process
+        for number in range(5):
+            name = f"device{number}"
+            pid = sup[name].pid
+            assert sup.kill(name, charged=False) == pid
+            assert sup[name].read(PID, 4) != pid
+        assert workers._witness._process is witness
 
 
 def test_given_port_that_only_one_can_have_no_successor_comes_too_early() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import struct
 from collections import deque
@@ -49,6 +50,7 @@ class WorkerProcess:
     mute: bool = False  # its Tube is at its end
     broke: str = ""  # how it has broken the contract, if it has
     spare: bool = False  # was ordered before anybody needed it
+    exclusive: bool = True  # what it holds only one process can have: until it is known not to
     noticed_ns: int = 0  # when its death was (host monotonic)
 
     def kill(self) -> None:
@@ -139,6 +141,15 @@ class Launcher:
         if self._tube is None:
             raise ValueError("no zygote is running")
         return self._tube.fileno()
+
+    @property
+    def hung_up(self) -> bool:
+        """True if there is a zygote that has closed its Tube: it is gone, before any of its workers is."""
+        if self._tube is None:
+            return False
+        poller = select.poll()
+        poller.register(self._tube.fileno(), 0)
+        return bool(poller.poll(0))
 
     def start(self) -> None:
         """Starts the zygote unless it runs; returns at once.

@@ -42,16 +42,15 @@ class _Zygote:
 
     def serve(self) -> None:
         """Forks and reaps until the supervisor is gone."""
-        ready = ZygoteReport()
-        ready.ready.protocol_version = PROTOCOL_VERSION
-        self._tube.send_proto(ready)
+        greeting = ZygoteReport()
+        greeting.ready.protocol_version = PROTOCOL_VERSION
+        self._tube.send_proto(greeting)
         while True:
-            for fd, _mask in self._epoll.poll():
-                if fd in self._children:
-                    self._reap(fd)
-                elif fd == self._supervisor_pidfd or not self._take_orders():
-                    self._end_all()
-                    return
+            ready = [fd for fd, _mask in self._epoll.poll()]
+            self._reap([fd for fd in ready if fd in self._children])
+            if self._supervisor_pidfd in ready or (self._tube.fileno() in ready and not self._take_orders()):
+                self._end_all()
+                return
 
     def _take_orders(self) -> bool:
         try:
@@ -87,20 +86,27 @@ class _Zygote:
         report.forked.pid = pid
         self._tube.send_proto(report, fds=(pidfd,))
 
-    def _reap(self, pidfd: int) -> None:
-        pid, ticket = self._children.pop(pidfd)
-        self._epoll.unregister(pidfd)
-        os.close(pidfd)
-        _kill_family(pid)
-        _pid, status = os.waitpid(pid, 0)
-        _reap_family(pid)
-        _end_copies({known for known, _ticket in self._children.values()})
-        report = ZygoteReport()
-        report.exited.ticket = ticket
-        report.exited.pid = pid
-        report.exited.wait_status = status
+    def _reap(self, pidfds: list[int]) -> None:
+        """Takes the dead in, with all that they have left; reports them when nothing of that lives."""
+        if not pidfds:
+            return
+        reports = []
+        for pidfd in pidfds:
+            pid, ticket = self._children.pop(pidfd)
+            self._epoll.unregister(pidfd)
+            os.close(pidfd)
+            _kill_family(pid)
+            _pid, status = os.waitpid(pid, 0)
+            _reap_family(pid)
+            report = ZygoteReport()
+            report.exited.ticket = ticket
+            report.exited.pid = pid
+            report.exited.wait_status = status
+            reports.append(report)
+        _end_copies({known for known, _ticket in self._children.values()})  # once: it looks at each of them
         with contextlib.suppress(Disconnected):
-            self._tube.send_proto(report)
+            for report in reports:
+                self._tube.send_proto(report)
 
     def _end_all(self) -> None:
         """Kills every worker, then whatever of their families is left: all of it is ours to reap."""

@@ -118,15 +118,21 @@ def _settle_in(tube_fd: int, log_fd: int, zygote_pid: int) -> None:
     os.dup2(kept[1], 1)
     os.dup2(kept[1], 2)
     os.dup2(kept[0], TUBE_FD, inheritable=False)
-    os.closerange(FIRST_FREE_FD, _highest_fd() + 1)
+    _close_from(FIRST_FREE_FD)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the life of the process
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     faulthandler.enable(sys.stderr)
 
 
-def _highest_fd() -> int:
-    return max(int(name) for name in os.listdir("/proc/self/fd"))
+def _close_from(lowest: int) -> None:
+    """Closes every descriptor from ``lowest`` on: the zygote has one for each of its workers."""
+    try:
+        refused = _libc.close_range(ctypes.c_uint(lowest), ctypes.c_uint(-1), 0)  # Linux 5.9
+    except AttributeError:
+        refused = -1
+    if refused:
+        os.closerange(lowest, max(int(name) for name in os.listdir("/proc/self/fd")) + 1)
 
 
 def _live(tube: _Tube) -> int:

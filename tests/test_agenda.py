@@ -1,0 +1,99 @@
+"""What dispatch looks at: devices that stir, and the earliest alarm of all, whoever stirs meanwhile."""
+
+from __future__ import annotations
+
+import random
+import struct
+import time
+from typing import Any, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.agenda import Agenda
+from supervisor.device import NO_ALARM
+from supervisor.handle import DeviceHandle
+from supervisor.host import Supervisor
+from tests.chaos import COUNTING, board, census
+
+TRACE = 0x0C
+
+
+class _Handle:
+    """Of a device that rests when told to."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.rests = True
+        self.published_alarm_ns = NO_ALARM
+
+
+def _handles(*names: str) -> list[Any]:
+    return [_Handle(name) for name in names]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.booleans()), max_size=60))
+def test_given_any_changes_the_earliest_alarm_is_the_one_of_a_plain_search(
+    changes: list[tuple[int, int, bool]],
+) -> None:
+    """Ties go by name. A change is an alarm (3: none) of one device, which stirs, and may rest again."""
+    handles = _handles("a", "b", "c", "d", "e")
+    agenda = Agenda()
+    for index, alarm, rests in changes:
+        handle = handles[index]
+        handle.published_alarm_ns, handle.rests = NO_ALARM if alarm == 3 else alarm, rests
+        agenda.stir(cast(DeviceHandle, handle))
+        if rests:
+            agenda.settle()
+        known = [one for one in handles if one.published_alarm_ns != NO_ALARM]
+        first = min(known, key=lambda one: (one.published_alarm_ns, one.name), default=None)
+        assert agenda.earliest_alarm() == (None if first is None else (first.published_alarm_ns, first))
+
+
+def test_given_device_that_is_forgotten_it_neither_stirs_nor_has_an_alarm() -> None:
+    """Whether it rested or not."""
+    resting, stirring = _handles("a", "b")
+    agenda = Agenda()
+    resting.published_alarm_ns, stirring.published_alarm_ns, stirring.rests = 5, 6, False
+    for handle in (resting, stirring):
+        agenda.stir(handle)
+    agenda.settle()
+    assert agenda.stirring() == [stirring]
+    for handle in (resting, stirring):
+        agenda.forget(handle)
+    assert agenda.stirring() == []
+    assert agenda.earliest_alarm() is None
+
+
+def test_given_devices_at_rest_none_is_looked_at_and_each_that_speaks_is_heard() -> None:
+    """Posted writes that nobody waits for: the bell tells, and every output arrives in its order."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed={seed}")
+    chooser = random.Random(seed)
+    names = [f"counter{number}" for number in range(4)]
+    with census(), Supervisor(board(*(COUNTING.replace("counter", name, 1) for name in names))) as sup:
+        heard: dict[str, list[int]] = {name: [] for name in names}
+        for name in names:
+            sink = heard[name]
+            sup[name].on_output(lambda data, sink=sink: sink.append(struct.unpack("<I", data)[0]))  # type: ignore[misc]
+        _until_at_rest(sup)
+        asked = dict.fromkeys(names, 0)
+        for _ in range(30):
+            name = chooser.choice(names)
+            asked[name] += 1
+            sup[name].write(TRACE, 4, 1)
+            assert sup._agenda.stirring() == [sup[name]]
+            if chooser.random() < 0.2:
+                sup.kill(name, charged=False)
+            _until_at_rest(sup)
+            assert len(heard[name]) == asked[name]
+        for name in names:
+            assert heard[name] == list(range(1, asked[name] + 1))
+
+
+def _until_at_rest(sup: Supervisor) -> None:
+    deadline = time.monotonic() + 20
+    sup.dispatch(0)
+    while sup._agenda.stirring():
+        sup.dispatch(1)
+        assert time.monotonic() < deadline
