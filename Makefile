@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= auto
-EXTRAS ?= dev,docs
+EXTRAS ?= dev,docs,bench
 CHAOS := kill=*,every=10ms,jitter=0.5
 
-.PHONY: run test check docs bench firmware guests messages format clean
+.PHONY: run test check docs bench bench-compare firmware guests messages format clean
 
 # Twice the same session at the guest's console: undisturbed, and with every peripheral being killed.
 run: $(STAMP)
@@ -34,6 +34,10 @@ bench: $(STAMP)
 	@$(MAKE) --no-print-directory firmware || echo "no micro:bit firmware: measuring the built-in demo guest"
 	@PYTHON=$(BIN)/python sh benchmarks/fio.sh || echo "no fio: disks are not measured in a guest"
 	$(BIN)/python -m benchmarks
+
+# What has got slower from one file of results to another: make bench-compare OLD=before.json NEW=after.json
+bench-compare: $(STAMP)
+	@$(BIN)/python -m benchmarks.compare $(OLD) $(NEW)
 
 # Debian's MicroPython for the BBC micro:bit, unpacked into .cache/firmware; needs no root.
 firmware:

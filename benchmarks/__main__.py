@@ -16,15 +16,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import disk, idle, machine, requests, restart, session, tube
+from benchmarks import disk, idle, machine, requests, restart, scale, session, tube
 from benchmarks.measure import FULL, QUICK, Plan, Result, Table, merged, read_result, write_result
 from benchmarks.peers import NO_PEERS, Peers, install
+from benchmarks.plots import draw
 from benchmarks.report import page, ratios
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "docs" / "benchmarks.json"
 PEERS = ROOT / ".cache" / "bench-venv"
-DESCRIPTORS = 4096  # about 13 a device, with its journal, its worker, and that worker's successor
+DESCRIPTORS = 16384  # about 8 a device, with its journal and its worker, and as much for successors
 QUIET_LOAD = 1.0
 GROUPS: dict[str, Callable[[Plan, Peers], Iterator[Table]]] = {
     "restart": restart.tables,
@@ -32,6 +33,7 @@ GROUPS: dict[str, Callable[[Plan, Peers], Iterator[Table]]] = {
     "requests": requests.tables,
     "session": session.tables,
     "idle": idle.tables,
+    "scale": scale.tables,
     "disk": disk.tables,
 }
 
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = _parse(arguments)
     if asked.render:
         path = asked.json or FILE
-        path.with_suffix(".md").write_text(page(read_result(path)))
+        _write_page(read_result(path), path)
         return
     groups = asked.only.split(",") if asked.only else list(GROUPS)
     whole = groups == list(GROUPS) and not asked.quick
@@ -54,7 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = merged(read_result(path), result)
     if path is not None:
         write_result(result, path)
-        path.with_suffix(".md").write_text(page(result))
+        _write_page(result, path)
+
+
+def _write_page(result: Result, path: Path) -> None:
+    """The page, and its pictures where there is something to draw them with."""
+    try:
+        pictures = {made.stem.removeprefix(f"{path.stem}-"): made.name for made in draw(result, path)}
+    except ImportError as error:
+        _say(f"no pictures: {error}")
+        pictures = {}
+    path.with_suffix(".md").write_text(page(result, pictures))
 
 
 def _measure(groups: Sequence[str], asked: argparse.Namespace) -> Result:

@@ -18,7 +18,7 @@ from benchmarks import peers as others
 from benchmarks.measure import Contender, Plan, Subject, Table, measure
 from benchmarks.peers import Family, Peers, wait_readable
 
-__all__ = ["run_ns", "tables"]
+__all__ = ["pss_bytes", "run_ns", "tables"]
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 60.0
@@ -159,10 +159,11 @@ def run_ns(pids: Sequence[int]) -> int:
 
 
 def _all_pss_bytes(pids: Sequence[int]) -> list[int]:
-    return [_pss_bytes(pid) for pid in pids]
+    return [pss_bytes(pid) for pid in pids]
 
 
-def _pss_bytes(pid: int) -> int:
+def pss_bytes(pid: int) -> int:
+    """The proportional set size of a process, in bytes. Raises ``LookupError``."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return 1024 * int(line.split()[1])

@@ -55,6 +55,9 @@ class Effort:
     windows: int
     window_s: float  # of idling
     idle_devices: int
+    scale: tuple[int, int]  # sizes of two boards, the smaller one first
+    scale_kills: int  # at random
+    scale_s: float  # that they are spread over
     disk_memory_mib: tuple[int, ...]  # of guests whose memory is in use, while their disk is killed
     disk_requests: int  # a turn
     disks: int  # idle
@@ -73,6 +76,9 @@ FULL = Effort(
     windows=3,
     window_s=10.0,
     idle_devices=50,
+    scale=(100, 1000),
+    scale_kills=200,
+    scale_s=60.0,
     disk_memory_mib=(1024, 4096),
     disk_requests=30_000,
     disks=20,
@@ -90,6 +96,9 @@ QUICK = Effort(
     windows=1,
     window_s=0.05,
     idle_devices=3,
+    scale=(2, 4),
+    scale_kills=2,
+    scale_s=0.02,
     disk_memory_mib=(64,),
     disk_requests=300,
     disks=2,
@@ -132,6 +141,7 @@ class Subject:
     floor: str = ""
     unit: str = "ns"
     how: str = ""
+    steps: bool = False  # the rows are parts of one time, one after the other
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,20 @@ class Family:
                 if heard == index and self.pids[index] != before:
                     return stamp_ns - began_ns
 
+    def kill_all(self) -> int:
+        """Kills all children; ns from before the first kill to the first statement of the last next one."""
+        left = dict(self.pids)
+        began_ns = time.monotonic_ns()
+        for pidfd in self.pidfds.values():
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        last_ns = began_ns
+        while left:
+            for heard, stamp_ns in self._hear():
+                if left.get(heard, self.pids[heard]) != self.pids[heard]:
+                    del left[heard]
+                    last_ns = max(last_ns, stamp_ns)
+        return last_ns - began_ns
+
     def _hear(self) -> list[tuple[int, int]]:
         """Waits for stamps; (index, ns) of each."""
         if not wait_readable(self._stamps_fd, ANSWER_TIMEOUT_S):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from benchmarks.measure import Result, Summary, Table
+from benchmarks.measure import Result, Summary, Table, group_of
 
-__all__ = ["page", "ratios"]
+__all__ = ["capital", "markdown", "page", "ratios", "rounded", "shown"]
 
 TIME_UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
 SIZE_UNITS = ((2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 DIGITS = 3
+_NONE: Mapping[str, str] = MappingProxyType({})
 LINE = 110  # characters
 
 INTRODUCTION = """\
@@ -35,20 +37,27 @@ REPEAT = """\
 [benchmarks.json](benchmarks.json). It installs the peers into a virtualenv of their own, and goes on
 without one that cannot be had; disks in a guest need QEMU and `make guests`. `python -m benchmarks --only
 restart,tube` takes a part and prints it, with `--merge` it puts that part into the file; `--seed` repeats
-the order of kills and turns; `--render` makes the page again from the file. No test depends on a time."""
+the order of kills and turns; `--render` makes page and pictures again from the file. `make bench-compare
+OLD=before.json NEW=after.json` tells what has got slower from one file to another, in units of each table's
+floor. No test depends on a time."""
 
 
-def page(result: Result) -> str:
-    """The whole page in Markdown."""
+def page(result: Result, pictures: Mapping[str, str] = _NONE) -> str:
+    """The whole page in Markdown. ``pictures``: the file name of each group's, where there is one."""
     parts = ["# Benchmarks", INTRODUCTION, "## Ratios", RATIOS, ratios(result), "## Figures"]
+    drawn = set()
     for table in result.tables:
-        parts += [f"### {_capital(table.subject.title)}", _figures(table), _notes(table)]
+        group = group_of(table)
+        if group in pictures and group not in drawn:
+            drawn.add(group)
+            parts.append(f"![Medians, middle halves and 95th percentiles]({pictures[group]})")
+        parts += [f"### {capital(table.subject.title)}", _figures(table), _notes(table)]
     parts += ["## Machine", _machine(result)]
     if result.missing:
         lines = [f"- {name}: {_cell(why)}" for name, why in result.missing.items()]
         parts += ["Not measured:", "\n".join(lines)]
     parts += ["## How the figures were taken", RULE, _filled(_quiet(result))]
-    parts += [_filled(f"**{_capital(titles)}.** {how}") for how, titles in _ways(result)]
+    parts += [_filled(f"**{capital(titles)}.** {how}") for how, titles in _ways(result)]
     parts += ["## How to repeat it", REPEAT]
     return "\n\n".join(parts) + "\n"
 
@@ -63,9 +72,9 @@ def ratios(result: Result) -> str:
             for other in table.rows:
                 if other not in ours and not other.name.startswith("tubevisor"):
                     medians = [Summary.of(one.samples).median for one in (row, other)]
-                    shown = [_shown(median, table.subject.unit) for median in medians]
-                    lines.append([what, other.name, _ratio(*medians), *shown])
-    return _markdown(lines, left=2)
+                    figures = [shown(median, table.subject.unit) for median in medians]
+                    lines.append([what, other.name, _ratio(*medians), *figures])
+    return markdown(lines, left=2)
 
 
 def _figures(table: Table) -> str:
@@ -74,12 +83,12 @@ def _figures(table: Table) -> str:
     lines = [["", "ratio to the floor", "median", "p95", "range", "samples"]]
     for row in table.rows:
         summary, unit = Summary.of(row.samples), table.subject.unit
-        values = [_shown(value, unit) for value in (summary.median, summary.p95)]
-        spread = f"{_shown(summary.low, unit)} – {_shown(summary.high, unit)}"
+        values = [shown(value, unit) for value in (summary.median, summary.p95)]
+        spread = f"{shown(summary.low, unit)} – {shown(summary.high, unit)}"
         mark = " (floor)" if row is floor else ""
         ratio = _ratio(summary.median, lowest)
         lines.append([f"{row.name}{mark}", ratio, *values, spread, str(summary.count)])
-    return _markdown(lines, left=1)
+    return markdown(lines, left=1)
 
 
 def _notes(table: Table) -> str:
@@ -100,7 +109,7 @@ def _machine(result: Result) -> str:
         "measured": f"{result.taken}, in {result.seconds} s, seed {result.seed}",
         "load average before": f"{load} (over 1, 5 and 15 minutes)",
     }
-    return _markdown([["", ""], *([name, _cell(what)] for name, what in facts.items())], left=2)
+    return markdown([["", ""], *([name, _cell(what)] for name, what in facts.items())], left=2)
 
 
 def _quiet(result: Result) -> str:
@@ -121,21 +130,22 @@ def _ways(result: Result) -> list[tuple[str, str]]:
     return [(how, "; ".join(those)) for how, those in titles.items()]
 
 
-def _shown(value: float, unit: str) -> str:
+def shown(value: float, unit: str) -> str:
+    """A figure of a table in the unit that suits it."""
     units = TIME_UNITS if unit == "ns" else SIZE_UNITS
     size, name = next(((size, name) for size, name in units if value >= size), units[-1])
-    return f"{_rounded(value / size)} {name}"
+    return f"{rounded(value / size)} {name}"
 
 
 def _ratio(ours: float, theirs: float) -> str:
     if not theirs:
         return "–"
     if ours and ours / theirs < 0.1:
-        return f"1/{_rounded(theirs / ours)}"
-    return _rounded(ours / theirs)
+        return f"1/{rounded(theirs / ours)}"
+    return rounded(ours / theirs)
 
 
-def _rounded(value: float) -> str:
+def rounded(value: float) -> str:
     """To three digits, without an exponent."""
     whole = len(str(int(value))) if value >= 1 else 0
     return f"{value:,.{max(0, DIGITS - max(1, whole))}f}" if value else "0"
@@ -145,7 +155,8 @@ def _cell(text: str) -> str:
     return text.replace("|", "/").replace("\n", " ")
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """With a capital letter, and otherwise as it is."""
     return text[:1].upper() + text[1:]
 
 
@@ -153,8 +164,8 @@ def _filled(text: str) -> str:
     return textwrap.fill(text, LINE, break_long_words=False, break_on_hyphens=False)
 
 
-def _markdown(lines: Sequence[Sequence[str]], *, left: int) -> str:
+def markdown(lines: Sequence[Sequence[str]], *, left: int) -> str:
     """A table; the first ``left`` columns are of words, the rest of figures."""
     marks = [" --- " if column < left else " ---: " for column in range(len(lines[0]))]
-    shown = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([shown[0], f"|{'|'.join(marks)}|", *shown[1:]])
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([rows[0], f"|{'|'.join(marks)}|", *rows[1:]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import tempfile
 import time
@@ -12,9 +13,11 @@ from pathlib import Path
 from benchmarks import peers as others
 from benchmarks.board import board
 from benchmarks.lamp import ASK
-from benchmarks.measure import Contender, Plan, Subject, Table, measure
+from benchmarks.measure import Contender, Plan, Row, Subject, Table, measure
 from benchmarks.peers import Family, Peers
 from supervisor import Supervisor
+from supervisor.events import RestartTimeline
+from supervisor.timeline import INSTANTS
 
 __all__ = ["tables"]
 
@@ -31,6 +34,19 @@ supervisord and circus do. Between two kills there are {0[0]:.0f} to {0[1]:.0f} 
 check_delay. Restart budgets and delays are switched off everywhere; tubevisor keeps one spare process, its
 default."""
 
+AT_ONCE_SPARES = 8
+AT_ONCE_REST_S = 2.0  # between two times: all spares are filled up again
+AT_ONCE = """\
+SIGKILL for all, then a request to each, one after the other, until the last has answered. tubevisor keeps
+{0} spare processes, or one for each device. The bare fork loop has come to the first statement of the last
+child."""
+STEPS = """\
+From instants that supervisor and worker note at each restart (`last_restart` of a device): killed →
+*noticed* by the witness or the pidfd → *settled*: what the dead had committed is published → *activated*: a
+spare is being told what it is → *assigned*: it has read that → *started*: the device is made → *restored*:
+its state is back, and requests are answered from here on → *ready*: the supervisor has heard so. One device,
+one spare."""
+
 
 def tables(plan: Plan, peers: Peers) -> Iterator[Table]:
     """A table for each number of devices."""
@@ -43,6 +59,53 @@ def tables(plan: Plan, peers: Peers) -> Iterator[Table]:
         with contextlib.ExitStack() as stack:
             contenders = [*_ours(stack, plan, count), *_theirs(stack, plan, count, peers)]
             yield measure(subject, contenders, plan.effort.rounds, plan)
+    yield _all_at_once(plan, max(plan.effort.devices))
+    yield _where_the_time_goes(plan)
+
+
+def _all_at_once(plan: Plan, count: int) -> Table:
+    subject = Subject(
+        key="restart.all",
+        title=f"{count} devices killed at once → the last one answers",
+        ours=(OURS,),
+        floor=FLOOR,
+        how=AT_ONCE.format(AT_ONCE_SPARES),
+    )
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
+        forks = stack.enter_context(others.running(folder / "fork", count))
+        others.fork_floor(forks)
+        few, many = (
+            _Killer(stack.enter_context(board(count, spares=spares)), plan)
+            for spares in (AT_ONCE_SPARES, count)
+        )
+        contenders = [
+            Contender(OURS, lambda: [few.kill_all()]),
+            Contender("tubevisor, a spare for each", lambda: [many.kill_all()]),
+            Contender(FLOOR, lambda: [forks.kill_all()]),
+        ]
+        return measure(subject, contenders, plan.effort.rounds, plan)
+
+
+def _where_the_time_goes(plan: Plan) -> Table:
+    """What the product itself has noted of each restart, as medians of each step."""
+    load_before = os.getloadavg()[0]
+    plan.say("where the time of a restart goes")
+    samples: dict[str, list[int]] = {name: [] for name in INSTANTS[1:]}
+    with board(1) as sup:
+        killer = _Killer(sup, plan)
+        for _ in range(plan.effort.rounds * plan.effort.kills):
+            for name, took_ns in killer.kill_and_tell().steps().items():
+                samples[name].append(took_ns)
+    subject = Subject(
+        key="restart.steps", title="where the time of a restart goes", ours=(), how=STEPS, steps=True
+    )
+    return Table(
+        subject=subject,
+        rounds=plan.effort.rounds,
+        load=(round(load_before, 2), round(os.getloadavg()[0], 2)),
+        rows=[Row(name, taken) for name, taken in samples.items()],
+    )
 
 
 def _ours(stack: contextlib.ExitStack, plan: Plan, count: int) -> Iterator[Contender]:
@@ -77,6 +140,27 @@ class _Killer:
         assert answer == self._asked[name], f"{name} answers {answer}, not {self._asked[name]}"
         assert lamp.pid != before, f"{name} was not killed"
         return took_ns
+
+    def kill_all(self) -> int:
+        """Kills all at once; ns until each of them has answered, asked one after the other."""
+        self._rest(AT_ONCE_REST_S if self._plan.effort.kills > 2 else 0)
+        began_ns = time.monotonic_ns()
+        for name in self._names:
+            self._sup.kill(name)
+        for name in self._names:
+            answer = self._sup[name].read(ASK, 4)
+            self._asked[name] += 1
+            assert answer == self._asked[name], f"{name} answers {answer}, not {self._asked[name]}"
+        return time.monotonic_ns() - began_ns
+
+    def kill_and_tell(self) -> RestartTimeline:
+        """Kills one; what the supervisor has noted of its restart."""
+        self._kill_one()
+        lamp = self._sup[self._names[0]]
+        while lamp.state != "ready":
+            self._sup.dispatch(1)
+        assert lamp.last_restart is not None
+        return lamp.last_restart
 
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds

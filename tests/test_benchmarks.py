@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from benchmarks import disk_guest
+from benchmarks import compare, disk_guest
 from benchmarks.__main__ import FILE, GROUPS
 from benchmarks.measure import (
     QUICK,
@@ -28,12 +29,14 @@ from benchmarks.measure import (
     Subject,
     Summary,
     Table,
+    group_of,
     measure,
     merged,
     read_result,
     write_result,
 )
 from benchmarks.peers import PINNED, install
+from benchmarks.plots import picture
 from benchmarks.report import page
 
 if TYPE_CHECKING:  # programs: checked, not imported
@@ -44,6 +47,7 @@ if TYPE_CHECKING:  # programs: checked, not imported
 ROOT = Path(__file__).parent.parent
 RUN_TIMEOUT_S = 100
 END_TIMEOUT_S = 20
+PNG = b"\x89PNG"
 MARK = "TUBEVISOR_BENCHMARK_TEST"
 
 SMALL = """
@@ -125,6 +129,74 @@ def test_given_result_written_it_is_read_as_it_was(tmp_path: Path) -> None:
     assert "[3000, 1000, 2000]" in path.read_text()
 
 
+def _scaled(result: Result, name: str, factor: int) -> Result:
+    """With the samples of all rows of that name multiplied."""
+    return replace(
+        result,
+        tables=[
+            replace(
+                table,
+                rows=[
+                    replace(row, samples=[factor * one for one in row.samples]) if row.name == name else row
+                    for row in table.rows
+                ],
+            )
+            for table in result.tables
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "ratio"), [("tubevisor", "slower", 4), ("fork", "faster", 0.25), ("other", "", 1)]
+)
+def test_given_two_results_what_got_slower_is_told_in_units_of_the_floor(
+    name: str, verdict: str, ratio: float
+) -> None:
+    """A floor that got slower too is the machine's doing; what is not ours is not compared."""
+    found = compare.changes(_small(), _scaled(_small(), name, 4))
+    assert [change.what for change in found if change.what.startswith("kill")] == ["kill → answer, tubevisor"]
+    change = next(change for change in found if change.what.startswith("kill"))
+    assert (change.verdict, change.ratio, change.unit) == (verdict, ratio, "")
+
+
+def test_given_overlapping_samples_no_change_is_claimed() -> None:
+    """The medians may differ as they like: the middle halves must not touch."""
+    before = _small()
+    rows = before.tables[0].rows
+    wide = [replace(rows[0], samples=[1000, 2500, 9000]), *rows[1:]]
+    after = replace(before, tables=[replace(before.tables[0], rows=wide), before.tables[1]])
+    assert [change.verdict for change in compare.changes(before, after)] == ["", ""]
+
+
+def test_given_files_compare_prints_and_its_exit_code_tells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1 where something got slower, 0 where nothing did, 2 for what is no file of results."""
+    old, new, broken = (tmp_path / name for name in ("old.json", "new.json", "broken.json"))
+    write_result(_small(), old)
+    write_result(_scaled(_small(), "worker", 2), new)
+    broken.write_text("{}")
+    assert compare.main([str(old), str(new)]) == 1
+    assert "| memory, worker | slower | 2.00 | 3.00 MiB | 6.00 MiB |" in capsys.readouterr().out
+    assert compare.main([str(new), str(old)]) == 0
+    assert "0 slower, 1 faster" in capsys.readouterr().out
+    for path in (broken, tmp_path / "none.json"):
+        with pytest.raises(SystemExit) as ended:
+            compare.main([str(old), str(path)])
+        assert ended.value.code == 2
+
+
+def test_given_result_each_group_has_its_picture(tmp_path: Path) -> None:
+    """Steps of one time as one bar, everything else as a bar each; a figure of 0 is drawn as well."""
+    plots = pytest.importorskip("benchmarks.plots")
+    pytest.importorskip("matplotlib")
+    small = _small()
+    steps = replace(small.tables[0], subject=replace(small.tables[0].subject, key="c", steps=True))
+    drawn = plots.draw(replace(small, tables=[*small.tables, steps]), tmp_path / "result.json")
+    assert [path.name for path in drawn] == ["result-a.png", "result-b.png", "result-c.png"]
+    assert all(path.read_bytes().startswith(PNG) for path in drawn)
+
+
 def test_given_part_that_was_measured_later_it_replaces_its_group_and_says_so() -> None:
     """Other groups stay as they were; a table of another run names that run."""
     whole = _small()
@@ -161,9 +233,16 @@ def test_given_what_fio_says_time_is_that_of_all_requests() -> None:
         assert disk_guest.outcome({"error": 0, **job}) == disk_guest.Outcome(50_000, 70_000)
 
 
+def _pictures(result: Result, path: Path) -> dict[str, str]:
+    return {group: picture(path, group).name for group in map(group_of, result.tables)}
+
+
 def test_given_committed_page_it_is_what_the_committed_file_gives() -> None:
     """Nobody has touched up a figure."""
-    assert FILE.with_suffix(".md").read_text() == page(read_result(FILE))
+    result = read_result(FILE)
+    pictures = _pictures(result, FILE)
+    assert FILE.with_suffix(".md").read_text() == page(result, pictures)
+    assert all((FILE.parent / name).read_bytes().startswith(PNG) for name in pictures.values())
 
 
 def test_given_committed_file_it_is_small_and_of_everything() -> None:
@@ -290,9 +369,11 @@ def test_given_quick_run_it_measures_writes_and_leaves_nothing(group: str, tmp_p
     result = read_result(path)
     assert {table.subject.key.split(".")[0] for table in result.tables} == {group}
     assert all(row.samples for table in result.tables for row in table.rows)
-    assert path.with_suffix(".md").read_text() == page(result)
+    pictures = _pictures(result, path) if importlib.util.find_spec("matplotlib") else {}
+    assert path.with_suffix(".md").read_text() == page(result, pictures)
     assert _left(mark) == {}
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["benchmarks.json", "benchmarks.md"]
+    written = {"benchmarks.json", "benchmarks.md", *pictures.values()}
+    assert {entry.name for entry in tmp_path.iterdir()} == written
 
 
 @pytest.mark.chaos

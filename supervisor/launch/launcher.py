@@ -144,12 +144,18 @@ class Launcher:
 
     @property
     def hung_up(self) -> bool:
-        """True if there is a zygote that has closed its Tube: it is gone, before any of its workers is."""
+        """True if there is a zygote that has closed its Tube: it is gone, before any of its workers is.
+
+        Also where the system does not tell: then :meth:`reports` does.
+        """
         if self._tube is None:
             return False
         poller = select.poll()
         poller.register(self._tube.fileno(), 0)
-        return bool(poller.poll(0))
+        try:
+            return bool(poller.poll(0))
+        except OSError:  # under a limit of no descriptors at all
+            return True
 
     def start(self) -> None:
         """Starts the zygote unless it runs; returns at once.

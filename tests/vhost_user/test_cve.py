@@ -24,6 +24,7 @@ from supervisor.vhost_user.areas import Inflight, Log, MemoryTable, Region
 from supervisor.vhost_user.errors import BackEndRefused
 from supervisor.vhost_user.messages import Config, Empty, Header, Opaque, Payload, VringFd, VringState
 from supervisor.vhost_user.requests import MAX_REGIONS, FrontEndRequest
+from tests.chaos import until_witnessed
 from tests.vhost_user.driver import GUEST_BASE
 from tests.vhost_user.hostile import (
     ATTACKS,
@@ -99,6 +100,7 @@ def test_given_row_held_elsewhere_its_tests_are_there(row: str) -> None:
 @pytest.fixture
 def vmm(tmp_path: Path) -> Iterator[Hostile]:
     with besieged(tmp_path) as made:
+        until_witnessed(made.sup)  # descriptors are counted
         yield made
 
 
