@@ -1,7 +1,8 @@
 """Pictures of a result: one for each group of tables, beside the file, made of nothing but the file.
 
-Each table is a set of bars on a logarithmic scale: the median, with a line over the middle half of the
-samples and a tick at the 95th percentile. Where a restart's time goes is a single bar of its steps.
+Each table is a set of bars, on a logarithmic scale where they differ by much: the median, a line over the
+middle half of the samples and a tick at the 95th percentile. Where a restart's time goes is a single bar of
+its steps.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from benchmarks.report import capital, shown
 
 __all__ = ["draw", "picture"]
 
-OURS, FLOOR, OTHERS = "#1f6f8b", "#8d99a6", "#d9822b"
+OURS, OURS_TOO, FLOOR, OTHERS = "#1f6f8b", "#7fb3c4", "#8d99a6", "#d9822b"
+LOGARITHMIC = 20  # times the least: then a linear scale would hide it
 WIDTH_IN, BAR_IN, TITLE_IN = 9.0, 0.28, 0.75
 DOTS_PER_INCH = 110
 
@@ -61,8 +63,7 @@ def _bars(axes: Any, table: Table) -> None:
     summaries = [Summary.of(row.samples) for row in table.rows]
     least = min((summary.median for summary in summaries if summary.median), default=1.0)
     for place, (row, summary) in enumerate(zip(table.rows, summaries, strict=True)):
-        colour = OURS if row.name in table.subject.ours else OTHERS
-        colour = FLOOR if row.name == table.subject.floor else colour
+        colour = _colour(row.name, table)
         median = max(summary.median, least / 10)
         axes.barh(place, median, color=colour, height=0.7)
         axes.plot(
@@ -77,10 +78,23 @@ def _bars(axes: Any, table: Table) -> None:
         )
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    left, right = axes.get_xlim()
-    axes.set_xlim(left, right * 3)  # room for the figures
+    if max(summary.p95 for summary in summaries) > LOGARITHMIC * least:
+        axes.set_xscale("log")
+        left, right = axes.get_xlim()
+        axes.set_xlim(left, right * 3)  # room for the figures
+    else:
+        axes.set_xlim(0, axes.get_xlim()[1] * 1.15)
+    axes.xaxis.set_major_formatter(lambda value, _at: shown(value, table.subject.unit))
+    axes.xaxis.set_minor_formatter(lambda _value, _at: "")
     _finish(axes, table)
+
+
+def _colour(name: str, table: Table) -> str:
+    if name == table.subject.floor:
+        return FLOOR
+    if name in table.subject.ours:
+        return OURS
+    return OURS_TOO if name.startswith("tubevisor") else OTHERS
 
 
 def _steps(axes: Any, table: Table) -> None:
