@@ -67,6 +67,8 @@ class Port:
     call_at: Callable[[int, Callable[[], None]], object]
     """Calls back at a host time (ns)."""
     clock: Clock
+    ready: Callable[[], bool] = lambda: True
+    """True if the worker has been heard to be ready, which it says before it answers anything."""
     stir: Callable[[], None] = lambda: None
     """Says that ``dispatch`` has to look at this device."""
 
@@ -322,7 +324,7 @@ class RemoteHandle(DeviceHandle):
                     self._time_out(number)
                     deadline_ns += self._request_timeout_ns
                     continue
-                self._port.pump(left_ns, lambda: self._words[PUBLISHED] >= published)
+                self._port.pump(left_ns, lambda: self._words[PUBLISHED] >= published and self._port.ready())
                 self.collect()  # or a worker that waits for room would wait for ever
         finally:
             self._words[WANTED] = ANY if self.ledger.waiters else 0

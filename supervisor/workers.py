@@ -84,6 +84,7 @@ class Workers:
             call_at=self._reactor.call_at,
             clock=lambda: self._clock(),
             stir=lambda: self._agenda.stir(handle),
+            ready=lambda: seat.ready,
         )
         handle = RemoteHandle(
             device.name,
@@ -172,8 +173,6 @@ class Workers:
     def send_signal(self, name: str, number: int, *, charged: bool) -> int | None:
         """Sends a signal to the worker that serves; returns its pid, or ``None`` where none does."""
         seat = self._seats[name]
-        if not seat.ready:  # it may have answered before it was heard to be
-            self._reactor.poll(0)
         worker = seat.worker
         if worker is None or worker.pidfd is None or not seat.ready:
             return None

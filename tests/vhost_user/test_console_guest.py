@@ -112,13 +112,13 @@ def _until_served(terminal: Terminal, typed: bytes) -> None:
 
 
 def test_given_console_killed_every_few_ms_no_byte_is_lost_or_doubled(terminal: Terminal) -> None:
-    """Some hundred kills, some hundred KB each way."""
+    """A hundred kills or so, more than a MB each way."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed={seed}")
     terminal.bring_up()
     monkey = Monkey(terminal.sup, [ChaosRule(kill="console0", every_ns=5_000_000, jitter=0.5, seed=seed)])
     monkey.start()
-    _talk(terminal, 400, random.Random(seed))
+    _talk(terminal, 1200, random.Random(seed))
     monkey.stop()
     print(f"kills={monkey.kills}")
     assert monkey.kills["console0"] > 20
