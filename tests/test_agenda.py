@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import select
+import signal
 import struct
 import time
 from typing import Any, cast
@@ -14,7 +17,7 @@ from supervisor.agenda import Agenda
 from supervisor.device import NO_ALARM
 from supervisor.handle import DeviceHandle
 from supervisor.host import Supervisor
-from tests.chaos import COUNTING, board, census
+from tests.chaos import COUNTING, board, census, until_witnessed
 
 TRACE = 0x0C
 
@@ -89,6 +92,34 @@ def test_given_devices_at_rest_none_is_looked_at_and_each_that_speaks_is_heard()
             assert len(heard[name]) == asked[name]
         for name in names:
             assert heard[name] == list(range(1, asked[name] + 1))
+
+
+def test_given_alarm_and_input_that_nobody_waits_for_the_bell_tells_when_the_alarm_is_known_again() -> None:
+    """What is on its way might change the alarm: who sleeps until then has to be woken, or sleeps past it."""
+    timer_in_an_hour = 'name: timer, device: "tests.devices.alarming:Exploding", request_timeout: 60s'
+    with census(), Supervisor(board(timer_in_an_hour, supervisor="spares: 0")) as sup:
+        until_witnessed(sup)
+        timer = sup["timer"]
+        timer.write(0x0, 4, 3_600_000)
+        _until_at_rest(sup)
+        timeout = sup.next_timeout()
+        assert timeout is not None
+        assert timeout > 3_000
+        poller = select.poll()
+        poller.register(sup.fileno(), select.POLLIN)
+        while poller.poll(0):
+            sup.dispatch(0)
+        pid = sup.kill("timer", send_signal=signal.SIGSTOP, charged=False)
+        assert pid is not None
+        timer.send(b"x")
+        timeout = sup.next_timeout()
+        assert timeout is None or timeout <= 60
+        os.kill(pid, signal.SIGCONT)
+        assert poller.poll(20_000)
+        _until_at_rest(sup)
+        timeout = sup.next_timeout()
+        assert timeout is not None
+        assert timeout > 3_000
 
 
 def _until_at_rest(sup: Supervisor) -> None:
