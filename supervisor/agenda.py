@@ -14,6 +14,8 @@ from supervisor.handle import DeviceHandle
 
 __all__ = ["Agenda"]
 
+SPARE_ENTRIES = 64  # of the heap that may be out of date, beside as many as there are alarms
+
 
 class Agenda:
     """Handles that stir, in the order in which they began to, and alarms of those that rest."""
@@ -63,3 +65,12 @@ class Agenda:
             self._resting_until[handle] = at_ns
             self._entries += 1
             heapq.heappush(self._alarms, (at_ns, handle.name, self._entries, handle))
+            if len(self._alarms) > SPARE_ENTRIES + 2 * len(self._resting_until):
+                self._clear_out()
+
+    def _clear_out(self) -> None:
+        """Leaves one entry for each alarm: who stirs often would leave many behind until they are due."""
+        known = enumerate(self._resting_until.items())
+        self._alarms = [(at_ns, handle.name, entry, handle) for entry, (handle, at_ns) in known]
+        heapq.heapify(self._alarms)
+        self._entries = len(self._alarms)

@@ -68,6 +68,24 @@ def test_given_device_that_is_forgotten_it_neither_stirs_nor_has_an_alarm() -> N
     assert agenda.earliest_alarm() is None
 
 
+def test_given_device_that_stirs_often_before_its_alarm_nothing_piles_up() -> None:
+    """An alarm that is far off, and ten thousand requests meanwhile."""
+    handles = _handles("a", "b")
+    agenda = Agenda()
+    for number in range(10_000):
+        for handle in handles:
+            handle.published_alarm_ns = 1_000_000 - number
+            agenda.stir(cast(DeviceHandle, handle))
+        agenda.settle()
+        assert agenda.earliest_alarm() == (1_000_000 - number, handles[0])
+    for handle in handles:  # later ones, which do not come to the top
+        for number in range(10_000):
+            handle.published_alarm_ns = 2_000_000 + number
+            agenda.stir(handle)
+            agenda.settle()
+    assert len(agenda._alarms) < 100
+
+
 def test_given_devices_at_rest_none_is_looked_at_and_each_that_speaks_is_heard() -> None:
     """Posted writes that nobody waits for: the bell tells, and every output arrives in its order."""
     seed = random.SystemRandom().randrange(2**32)
