@@ -274,10 +274,6 @@ class Journal:
         self._map[at + SLOT.size : middle] = registers
         self._map[middle : middle + length] = packed
 
-    def slot_needs(self, state: Commit) -> int:
-        """Bytes that ``state`` takes in a slot."""
-        return SLOT.size + len(state.registers) + len(state.state)
-
     def read_commit(self) -> Commit | None:
         """The committed state, or ``None`` before the first commit.
 

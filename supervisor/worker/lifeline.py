@@ -16,9 +16,8 @@ import functools
 import threading
 from typing import Final
 
-__all__ = ["LIFELINE_BYTES", "OWNER_DIED", "TID_MASK", "WAITERS", "give_back", "hold"]
+__all__ = ["OWNER_DIED", "TID_MASK", "WAITERS", "give_back", "hold"]
 
-LIFELINE_BYTES: Final = 64  # more than any pthread_mutex_t
 WAITERS, OWNER_DIED, TID_MASK = 1 << 31, 1 << 30, (1 << 30) - 1  # of a futex word, <linux/futex.h>
 PTHREAD_PROCESS_SHARED: Final = 1
 PTHREAD_MUTEX_ROBUST: Final = 1
