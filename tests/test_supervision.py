@@ -84,8 +84,9 @@ def test_given_spare_taken_the_policy_knows_that_it_exists() -> None:
     """A spare was forked before it was taken: its Hello is due at once, not after the patience for a fork."""
     config = board(COUNTING, supervisor="spares: 1, intensity: 0")
     with census(), Supervisor(config) as sup:
-        while len(living_descendants()) < 3:  # zygote, worker, spare
-            sup.dispatch(0.05)
+        assert sup._workers is not None
+        while not any(spare.pidfd for spare in sup._workers.processes._spares):
+            sup.dispatch(1)
         sup.restart_device("counter")
         while not _records(sup, DeviceRestarted):
             sup.dispatch(1)
