@@ -54,7 +54,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml supervisor/worker/_mailbox.c supervisor/worker/compile.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from supervisor.errors import LocalError
 from supervisor.policy.records import DeviceRestarted, Record
+from supervisor.timeline import RestartTimeline
 
 __all__ = ["ChaosRule", "DeviceToll", "Monkey", "Outages", "Victims"]
 
@@ -175,11 +176,22 @@ class Outages:
     """Counts restarts and outages; give ``record`` to ``Supervisor.on_event``."""
 
     by_device: dict[str, list[int]] = field(default_factory=dict)
+    timelines: dict[str, RestartTimeline] = field(default_factory=dict)
 
     def record(self, event: Record) -> None:
         """Takes a lifecycle record."""
-        if isinstance(event, DeviceRestarted):
-            self.by_device.setdefault(event.name, []).append(event.outage_ns)
+        match event:
+            case RestartTimeline():
+                self.timelines[event.name] = event
+            case DeviceRestarted():
+                self.by_device.setdefault(event.name, []).append(self._outage_ns(event))
+
+    def _outage_ns(self, restarted: DeviceRestarted) -> int:
+        """As it really was: the policy may be told of the death when all is over."""
+        timeline = self.timelines.get(restarted.name)
+        if timeline is None or timeline.generation != restarted.generation:
+            return restarted.outage_ns
+        return timeline.outage_ns
 
     def toll(self, devices: Iterable[str], kills: Mapping[str, int]) -> list[DeviceToll]:
         """One line for each device, in the order given."""

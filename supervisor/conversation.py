@@ -17,13 +17,14 @@ from supervisor.errors import LocalError
 from supervisor.handle import Clock
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import Attach, Failed, SupervisorMessage, WorkerMessage
+from supervisor.placement import avoiding
 from supervisor.policy.events import Hello, Ignored, Ready, Refused, Silent
 from supervisor.processes import BrokenContract
 from supervisor.reactor import Reactor
 from supervisor.seat import MOST_KEPT, Seat, Surroundings
 from supervisor.switchboard import Switchboard
 from supervisor.tube import MAX_FDS_KERNEL, Descriptor, Disconnected, TubeTimeout
-from supervisor.worker import journal as layout
+from supervisor.worker import layout
 from supervisor.worker.journal import JournalCorrupt
 
 __all__ = ["MOST_AHEAD", "Conversation"]
@@ -43,30 +44,59 @@ _decode_map = msgspec.msgpack.Decoder(RegisterMap).decode
 class Conversation:
     """Talks to the workers of all seats.
 
-    ``on_ready`` is called when a device has begun to serve, with whether its worker holds the mutex in its
-    journal; what it returns is why it cannot, if so.
+    ``clock`` is guest time. ``on_ready`` is called when a device has begun to serve, with whether its worker
+    holds the mutex in its journal; what it returns is why it cannot, if so. ``about_to_change`` is
+    asked before the next process of a device would find something else than the present one has; false: the
+    next one is there already, and it is too late for that. ``overtake`` has that one end. ``catch_up`` sees
+    to it that the process that is known of a device is the one that serves.
     """
 
-    def __init__(self, reactor: Reactor, clock: Clock, on_ready: Callable[[Seat, bool], str]) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        clock: Clock,
+        on_ready: Callable[[Seat, bool], str],
+        about_to_change: Callable[[Seat], bool],
+        overtake: Callable[[Seat], None],
+        catch_up: Callable[[str], None],
+    ) -> None:
         self._reactor = reactor
-        self._clock = clock
+        self.clock = clock
         self._ready = on_ready
+        self._about_to_change = about_to_change
+        self._overtake = overtake
+        self._catch_up = catch_up
         self._switchboard = Switchboard()
-        self._surroundings = Surroundings.here()
+        self.surroundings = Surroundings.here()
 
     def assign(self, seat: Seat, attach: Attach | None = None, descriptors: tuple[object, ...] = ()) -> None:
         """Makes the worker that sits in ``seat`` its device, with its queues if those are set up already."""
         ledger = seat.handle.ledger
-        self._reactor.post(Hello(seat.name, seat.generation))
-        assign = seat.assignment(self._clock(), self._surroundings)
+        assign = seat.assignment(seat.child, self.surroundings)
+        assign.begin.CopyFrom(seat.beginning(self.clock()))
         if attach is not None:
             assign.attach.CopyFrom(attach)
         message = SupervisorMessage(generation=seat.generation, assign=assign)
-        seat.assigned, seat.assigned_ns = True, time.monotonic_ns()
-        held = ledger.journal_fd, ledger.doorbell_fd, ledger.answer_fd
-        self._tell(seat, message, (*held, *seat.kept.values(), *descriptors))
+        held = ledger.journal_fd, ledger.door_fd, ledger.answer_fd
+        self.has_begun(seat, stood_by=False)
+        self._tell_to_begin(seat, message, (*held, *seat.kept.values(), *descriptors))
+
+    def begin(self, seat: Seat) -> None:
+        """Has the standby that sits in ``seat`` become its device."""
+        message = SupervisorMessage(generation=seat.generation, begin=seat.beginning(self.clock()))
+        self.has_begun(seat)
+        self._tell_to_begin(seat, message)
+
+    def _tell_to_begin(self, seat: Seat, message: SupervisorMessage, fds: tuple[object, ...] = ()) -> None:
+        with avoiding(seat.left_core, 0 if seat.worker is None else seat.worker.pid):
+            self._tell(seat, message, fds)
         if seat.stop_wanted:
             self.ask_to_stop(seat)
+
+    def has_begun(self, seat: Seat, *, stood_by: bool = True) -> None:
+        """The worker in ``seat`` becomes its device: it is told so, or has done it without."""
+        self._reactor.post(Hello(seat.name, seat.generation))
+        seat.assigned, seat.stood_by, seat.assigned_ns = True, stood_by, time.monotonic_ns()
 
     def ask_to_stop(self, seat: Seat) -> None:
         """The worker is to commit what is submitted, and to leave."""
@@ -76,7 +106,8 @@ class Conversation:
 
     def attach(self, seat: Seat, attach: Attach, descriptors: tuple[object, ...]) -> None:
         """Hands a virtio device the queues that its driver has set up."""
-        self._tell(seat, SupervisorMessage(generation=seat.generation, attach=attach), descriptors)
+        if self._about_to_change(seat):
+            self._tell(seat, SupervisorMessage(generation=seat.generation, attach=attach), descriptors)
 
     def hang_up(self, seat: Seat) -> None:
         """The worker is gone: other devices cannot reach it any more."""
@@ -104,9 +135,7 @@ class Conversation:
             case "stopped":
                 seat.ring_positions = {ring.index: ring.position for ring in message.stopped.rings}
             case "keep":
-                descriptor = descriptors[0] if descriptors else None
-                if len(descriptors) > 1 or not seat.keep(message.keep.name, descriptor):
-                    raise BrokenContract(f"{seat.name} has too many descriptors kept, or too long names")
+                self._keep(seat, message.keep.name, descriptors)
             case "duplicate":
                 self._hand_over(seat, worker, message, descriptors)
             case "connect":
@@ -124,7 +153,8 @@ class Conversation:
         except LocalError as error:
             raise BrokenContract(str(error)) from error
         seat.handle.set_map(register_map)
-        seat.ready, seat.start_ns = True, time.monotonic_ns() - seat.assigned_ns
+        seat.ready = True
+        seat.note_start(message.ready)
         seat.start_fresh = False
         if message.ready.HasField("virtio"):
             seat.offer = message.ready.virtio
@@ -158,7 +188,15 @@ class Conversation:
             why = f"{_HOPELESS[phase]}: {failed.exception}"
             self._reactor.post(Refused(seat.name, seat.generation, why))
 
+    def _keep(self, seat: Seat, name: str, descriptors: list[Descriptor]) -> None:
+        if not self._about_to_change(seat):
+            self._overtake(seat)
+        if len(descriptors) > 1 or not seat.keep(name, descriptors[0] if descriptors else None):
+            raise BrokenContract(f"{seat.name} has too many descriptors kept, or too long names")
+
     def _grow(self, seat: Seat, message: WorkerMessage) -> None:
+        if not self._about_to_change(seat):
+            return
         full = message.journal_full
         try:
             fd = seat.handle.grow(
@@ -188,6 +226,7 @@ class Conversation:
             message.connected.error = error
             self._tell(seat, message, ends)
 
+        self._catch_up(peer)
         self._switchboard.connect(seat.name, peer, answer)
 
     def _hand_over(
@@ -206,7 +245,7 @@ class Conversation:
     def _tell(self, seat: Seat, message: SupervisorMessage, fds: tuple[object, ...] = ()) -> None:
         """Sends without waiting: a worker whose queue is full does not read, and is killed for it."""
         worker = seat.worker
-        if worker is None:
+        if worker is None or worker.mute:
             return
         try:
             worker.tube.send_proto(message, fds, timeout=0, max_fds=MAX_FDS_KERNEL)

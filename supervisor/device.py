@@ -16,6 +16,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from copy import copy
+from functools import cache
+from operator import attrgetter
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -194,7 +196,9 @@ class Device:
         """The state as bytes; by default the attributes named in ``state``."""
         if not self.state:
             return b""
-        return _encode([getattr(self, name) for name in self.state])
+        if len(self.state) == 1:
+            return _encode((getattr(self, self.state[0]),))
+        return _encode(_getter(self.state)(self))
 
     def restore(self, data: bytes, version: int) -> None:
         """Takes a state back. Raise ``ValueError`` to refuse it."""
@@ -219,6 +223,12 @@ def _own_registers(cls: type, found: dict[str, Register]) -> list[Register]:
         register.adopt(cls, own)
         setattr(cls, name, register)
     return list(own.values())
+
+
+@cache
+def _getter(names: tuple[str, ...]) -> attrgetter[tuple[Any, ...]]:
+    """What reads so many attributes at once; names of two or more."""
+    return attrgetter(*names)
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
 import socket
@@ -51,6 +52,7 @@ def examine(root: Path) -> list[Finding]:
             "on" if kernel >= (6, 15) else "a worker that dies with the zygote ends for an unknown reason",
         ),
         _fence(),
+        _mailbox(),
         _atomics(),
         _module("unicorn", "the micro:bit: pip install 'tubevisor[unicorn]'"),
         _program("qemu-system-x86_64", "QEMU machines: Debian package qemu-system-x86"),
@@ -100,6 +102,17 @@ def _fence() -> Finding:
 
     missing = "libatomic1 is not installed: every posted write rings a doorbell"
     return Finding("memory fence", FENCE is not None, missing if FENCE is None else type(FENCE).__name__)
+
+
+def _mailbox() -> Finding:
+    from supervisor.worker.mailbox import PURE, compiled
+
+    what = "compiled mailbox"
+    if compiled() is not None:
+        return Finding(what, True, "in use")
+    if os.environ.get(PURE):
+        return Finding(what, False, f"not wanted: {PURE} is set")
+    return Finding(what, False, "requests take three times as long: reinstall where there is a C compiler")
 
 
 def _atomics() -> Finding:

@@ -61,6 +61,7 @@ class DeviceFacts:
     last_exit: str
     vhost_user: VhostUserFacts | None = None
     last_restart: RestartTimeline | None = None
+    standby_pid: int | None = None
 
 
 class DeviceHandle(ABC):
@@ -71,9 +72,10 @@ class DeviceHandle(ABC):
     :class:`~supervisor.errors.DeviceError` or :class:`~supervisor.errors.RequestTimeout`.
     """
 
-    def __init__(self, name: str, mmio: Mmio | None) -> None:
+    def __init__(self, name: str, mmio: Mmio | None, clock: Clock) -> None:
         self.name = name
         self.mmio = mmio
+        self.clock = clock
         self.ask_facts: Callable[[], DeviceFacts] = _in_process
         self._outputs: deque[Output] = deque()
         self._byte_sink: ByteSink | None = None
@@ -90,6 +92,11 @@ class DeviceHandle(ABC):
     def pid(self) -> int | None:
         """The process that serves the device, or ``None``."""
         return self.ask_facts().pid
+
+    @property
+    def standby_pid(self) -> int | None:
+        """The process that is ready to take the present one's place; ``None`` where none is (yet)."""
+        return self.ask_facts().standby_pid
 
     @property
     def generation(self) -> int:
@@ -238,8 +245,7 @@ class LocalHandle(DeviceHandle):
     def __init__(
         self, device_class: type[Device], launch: Launch, clock: Clock, mmio: Mmio | None = None
     ) -> None:
-        super().__init__(launch.name, mmio)
-        self._clock = clock
+        super().__init__(launch.name, mmio, clock)
         self._session = Session(device_class, launch, _NoLoop())
         self._pending = self._session.outputs
         self._reply = b""
@@ -259,7 +265,7 @@ class LocalHandle(DeviceHandle):
         if offset in self._counters:
             slot, mask = self._counters[offset]
             base, since_ns, ticks, per_ns, narrowed = self._words[slot : slot + 5]
-            value = evaluate_counter(base, since_ns, ticks, per_ns, self._clock(), mask & narrowed)
+            value = evaluate_counter(base, since_ns, ticks, per_ns, self.clock(), mask & narrowed)
             return value & ((1 << (8 * size)) - 1)
         self._handle(InputKind.READ, offset, size)
         return int.from_bytes(self._reply, "little")
@@ -302,7 +308,7 @@ class LocalHandle(DeviceHandle):
         stamp_ns: int | None = None,
     ) -> None:
         self._number += 1
-        stamp_ns = self._clock() if stamp_ns is None else stamp_ns
+        stamp_ns = self.clock() if stamp_ns is None else stamp_ns
         self._session.handle(Input(self._number, kind, stamp_ns, offset, size, value, payload))
         if self._pending:
             self._collect()

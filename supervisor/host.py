@@ -43,7 +43,7 @@ class Supervisor:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.clock: Clock = time.monotonic_ns
+        self._clock: Clock = time.monotonic_ns
         self._reactor = Reactor(policy_spec(config))
         self._workers: Workers | None = None
         self._observers: list[Callable[[Record], None]] = []
@@ -52,10 +52,23 @@ class Supervisor:
         if config.supervisor.in_process:
             self._reactor.executor = _Idle()
         else:
-            self._workers = Workers(config, self._reactor, self._now, self._agenda)
+            self._workers = Workers(config, self._reactor, self._clock, self._agenda)
             self._reactor.executor = self._workers
         self._started = False
         self._closed = False
+
+    @property
+    def clock(self) -> Clock:
+        """Guest time in ns."""
+        return self._clock
+
+    @clock.setter
+    def clock(self, clock: Clock) -> None:
+        self._clock = clock
+        if self._workers is not None:
+            self._workers.use_clock(clock)
+        for handle in self._handles.values():
+            handle.clock = clock
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -323,9 +336,6 @@ class Supervisor:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _now(self) -> int:
-        return self.clock()
-
     @property
     def _handles(self) -> Mapping[str, DeviceHandle]:
         return self._local if self._workers is None else self._workers.handles
@@ -369,7 +379,7 @@ class Supervisor:
         launch = Launch(name=device.name, options=device.options)
         try:
             device_class = getattr(importlib.import_module(module), attribute)
-            return LocalHandle(device_class, launch, self._now, device.mmio)
+            return LocalHandle(device_class, launch, self._clock, device.mmio)
         except Exception as error:
             what = f"{device.name}: {type(error).__name__}: {error}"
             raise StartFailed(f"the start failed: {what}") from error
@@ -387,3 +397,5 @@ class _Idle:
     def forget(self, name: str, restarts: int, why: str) -> None: ...
 
     def published(self, record: Record) -> None: ...
+
+    def about_to_decide(self) -> None: ...

@@ -16,7 +16,7 @@ import fcntl
 import logging
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from supervisor.messages_pb2 import Attach, VirtioOffer
@@ -35,11 +35,13 @@ from supervisor.vhost_user.rules import FRONT_END_RULES, Answer, request_name
 from supervisor.vhost_user.setup import Refused, Setup
 from supervisor.vhost_user.wire import SocketWire, receive_message
 
-__all__ = ["Keeper", "Served"]
+__all__ = ["Keeper", "Served", "Suspects"]
 
 DRAIN_NS = 200_000_000  # until a worker has come to the end of a batch: the VMM's main loop waits meanwhile
 SETTLE_NS = 2_000_000_000  # workers may die until then; the VMM is told the last that is known of its rings
 HALF_MESSAGE_NS = 5_000_000_000  # a VMM sends its messages whole; who does not is broken, or stalls us
+Suspects = Sequence[tuple[int, int, int]]
+"""Requests: (ring, head, place in the order of fetching)."""
 _log = logging.getLogger("tubevisor")
 
 
@@ -289,10 +291,11 @@ class Keeper:
             return None
         attach, descriptors = connection.setup.attach(self._poisoned())
         connection.close_discarded()
-        if len(descriptors) > most_descriptors:
-            return None
+        return None if len(descriptors) > most_descriptors else (attach, descriptors)
+
+    def given_ahead(self) -> None:
+        """A worker that is about to start has :meth:`queues_ahead`."""
         self._attached = True
-        return attach, descriptors
 
     def worker_ready(self) -> None:
         """A worker serves: it gets what is to be served."""
@@ -322,26 +325,51 @@ class Keeper:
 
     def _poisoned(self) -> dict[int, list[int]]:
         """The requests that are failed instead of executed once more, by ring."""
+        self._forget_old_blame()
         found: dict[int, list[int]] = {}
         for (index, head, _counter), deaths in self._blame.items():
             if deaths >= self._poison:
                 found.setdefault(index, []).append(head)
         return found
 
-    def _blame_the_oldest(self, setup: Setup) -> None:
+    def _blame_the_oldest(self, suspects: Suspects) -> None:
         """A worker died by itself: of each ring, the request that it had fetched first is under suspicion."""
-        suspects = setup.oldest_in_flight()
         self._blame = {one: self._blame.get(one, 0) + 1 for one in suspects}
 
-    def worker_gone(self, positions: dict[int, int], *, charged: bool) -> None:
+    @property
+    def is_blameless(self) -> bool:
+        """True if no request that is under way could be failed for the next death."""
+        if self._draining or self._poison < 2:
+            return False
+        self._forget_old_blame()
+        return not self._blame
+
+    def _forget_old_blame(self) -> None:
+        """Who is not under way any more has come through; a request of its number is another one."""
+        if self._blame:
+            oldest = self._connection.setup.oldest_in_flight() if self._connection is not None else []
+            self._blame = {one: self._blame[one] for one in oldest if one in self._blame}
+
+    def worker_gone(
+        self,
+        positions: dict[int, int],
+        *,
+        charged: bool,
+        looked: bool,
+        suspects: Callable[[], Suspects | None],
+    ) -> None:
         """The worker is gone; ``positions`` is where it left its rings, empty if it died.
 
-        ``charged`` says that nobody has killed it on purpose.
+        ``charged`` says that nobody has killed it on purpose, ``looked`` that it has served although it has
+        not said that it was ready. ``suspects`` tells which requests had been fetched first, if somebody has
+        gone on with them already.
         """
-        was_attached = self._attached and self._ready  # or it has not looked at the queues
+        was_attached = self._attached and (self._ready or looked)  # or it has not looked at the queues
         self._attached = self._ready = False
         if was_attached and charged and not positions and self._connection is not None:
-            self._blame_the_oldest(self._connection.setup)
+            oldest = self._connection.setup.oldest_in_flight()
+            noted = suspects()  # asked last: what was not touched by then is as it has been read
+            self._blame_the_oldest(oldest if noted is None else noted)
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

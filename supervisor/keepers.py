@@ -24,11 +24,11 @@ from supervisor.scratch import ScratchFolder
 from supervisor.seat import Seat
 
 if TYPE_CHECKING:
-    from supervisor.keeper import Keeper
+    from supervisor.keeper import Keeper, Suspects
 
 __all__ = ["Keepers"]
 
-FAST_START_NS = 20_000_000  # a worker that takes longer is not asked to get out of the way before it is ready
+FAST_START_NS = 100_000_000  # who takes longer is not asked to get out of the way before it is ready
 Attacher = Callable[[Seat, Attach, tuple[object, ...]], None]
 
 
@@ -73,18 +73,34 @@ class Keepers:
             self._keepers[seat.name] = keeper
         keeper.worker_ready()
 
-    def queues_ahead(self, seat: Seat, most_descriptors: int) -> tuple[Attach, tuple[object, ...]] | None:
-        """What the worker that is about to become the device is to serve at once, if anything."""
+    def queues_ahead(
+        self, seat: Seat, most_descriptors: int, *, stands_by: bool = False
+    ) -> tuple[Attach, tuple[object, ...]] | None:
+        """What a worker that is about to become the device is to serve at once, if anything.
+
+        ``stands_by``: it has made everything else ready before that.
+        """
         keeper = self._keepers.get(seat.name)
-        if keeper is None or seat.start_ns > FAST_START_NS:
+        if keeper is None or (seat.begin_ns if stands_by else seat.start_ns) > FAST_START_NS:
             return None
         return keeper.queues_ahead(most_descriptors)
 
-    def worker_gone(self, seat: Seat, *, charged: bool) -> None:
-        """A device's worker is gone; ``charged`` says that nobody has killed it on purpose."""
+    def given_ahead(self, seat: Seat) -> None:
+        """The worker that is about to become the device has been given :meth:`queues_ahead`."""
+        self._keepers[seat.name].given_ahead()
+
+    def is_blameless(self, seat: Seat) -> bool:
+        """True if the next process has nothing to be told but what it can see."""
+        keeper = self._keepers.get(seat.name)
+        return keeper is None or keeper.is_blameless
+
+    def worker_gone(
+        self, seat: Seat, *, charged: bool, looked: bool, suspects: Callable[[], Suspects | None]
+    ) -> None:
+        """A device's worker is gone: see ``Keeper.worker_gone``."""
         keeper = self._keepers.get(seat.name)
         if keeper is not None:
-            keeper.worker_gone(seat.ring_positions, charged=charged)
+            keeper.worker_gone(seat.ring_positions, charged=charged, looked=looked, suspects=suspects)
 
     def worker_stays_away(self, name: str) -> None:
         """A device is stopped or given up; its VMM stays connected, and need not wait."""

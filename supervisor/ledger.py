@@ -18,20 +18,16 @@ from collections.abc import Callable
 from supervisor.device import NO_ALARM
 from supervisor.errors import DeviceError, DeviceFault, LocalError, RequestTimeout
 from supervisor.memory.fence import FENCE
-from supervisor.worker import journal as layout
-from supervisor.worker.journal import (
+from supervisor.worker import layout
+from supervisor.worker.doorbell import make_doorbell, ring_doorbell
+from supervisor.worker.journal import JournalCorrupt, create_journal
+from supervisor.worker.layout import (
     CONSUMED,
-    INPUT_WORDS,
-    KIND_SHIFT,
     OUTPUT_END,
-    SIZE_SHIFT,
-    SLOTS_SHIFT,
     SUBMITTED,
     WANTED,
     WORKER_SLEEPS,
-    JournalCorrupt,
     Layout,
-    create_journal,
 )
 from supervisor.worker.records import IRQ_LINES, Input, InputKind, Output, OutputKind
 
@@ -41,7 +37,6 @@ Waiter = Callable[[bytes | DeviceFault], None]
 
 INLINE_SHARE = 4  # a payload may take a quarter of the input ring; a larger one goes through the Tube
 SOMETHING = -1  # overdue, but no record of its own: a posted write, or whatever is being handled
-OFFSET_MAX, SIZE_MAX = 2**32 - 1, 8
 VALUE, REPLY, IRQ = (
     int(OutputKind.VALUE),
     int(OutputKind.REPLY),
@@ -74,14 +69,14 @@ class Ledger:
         self.journal_fd, self.journal = create_journal(name)
         opened = [self.journal_fd]
         try:
-            for _bell in range(2):
-                opened.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            opened += make_doorbell()
+            opened.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         except OSError:
             for fd in opened:
                 os.close(fd)
             self.journal.close()
             raise
-        self.doorbell_fd, self.answer_fd = opened[1:]
+        self.door_fd, self.doorbell_fd, self.answer_fd = opened[1:]
         self._bind()
 
     # -- inputs ----------------------------------------------------------------------------------
@@ -93,18 +88,19 @@ class Ledger:
     def put(self, kind: int, stamp_ns: int, offset: int, size: int, value: int) -> int:
         """Appends a record without a payload, for which there is room; returns its number."""
         number = self.submitted
-        at, inputs = (number & self._input_mask) * INPUT_WORDS, self._inputs
         try:
-            if not 0 <= offset <= OFFSET_MAX or not 0 <= size <= SIZE_MAX:
-                raise ValueError
-            inputs[at + 2] = value
+            sleeps = self.mailbox.submit(number, kind, stamp_ns, offset, size, value)
         except ValueError:
             what = f"offset {offset:#x}, {size} bytes or value {value:#x}"
             raise LocalError(f"{self.name}: {what} is out of range") from None
-        inputs[at] = stamp_ns
-        inputs[at + 1] = offset | 1 << SLOTS_SHIFT | kind << KIND_SHIFT | size << SIZE_SHIFT
-        inputs[at + 3] = 0
-        self._submit(number + 1)
+        except BaseException:  # a signal's handler, that of Ctrl-C say: the record may be there all the same
+            if self.words[SUBMITTED] == number + 1:
+                self.submitted = number + 1
+                self._ring_sleeper()
+            raise
+        self.submitted = number + 1
+        if sleeps:
+            ring_doorbell(self.doorbell_fd)
         return number
 
     def slots_for(self, payload: bytes) -> tuple[int, bool]:
@@ -119,7 +115,8 @@ class Ledger:
         after = self.journal.put_input(record, out_of_line=out_of_line)
         if out_of_line:
             self._payloads[number] = payload
-        self._submit(after)
+        self.submitted = self.words[SUBMITTED] = after
+        self._ring_sleeper()
         return number
 
     def payload_of(self, number: int) -> bytes:
@@ -129,16 +126,6 @@ class Ledger:
         except KeyError:
             raise JournalCorrupt(f"{self.name}: record {number} has no payload out of line") from None
 
-    def _submit(self, submitted: int) -> None:
-        words = self.words
-        self.submitted = words[SUBMITTED] = submitted
-        if FENCE is not None:  # as in ``_ring_sleeper``: a call would cost as much as the fence
-            with FENCE:
-                pass
-            if not words[WORKER_SLEEPS]:
-                return
-        os.eventfd_write(self.doorbell_fd, 1)
-
     def _ring_sleeper(self) -> None:
         """Rings the doorbell if the worker sleeps; without a fence nobody can know, so always."""
         if FENCE is not None:
@@ -146,7 +133,7 @@ class Ledger:
                 pass
             if not self.words[WORKER_SLEEPS]:
                 return
-        os.eventfd_write(self.doorbell_fd, 1)
+        ring_doorbell(self.doorbell_fd)
 
     # -- outputs ---------------------------------------------------------------------------------
 
@@ -194,9 +181,10 @@ class Ledger:
 
     # -- between two workers ---------------------------------------------------------------------
 
-    def settle_dead(self, *, charged: bool) -> list[DeviceFault]:
+    def settle_dead(self, *, charged: bool, handling: int | None = None) -> list[DeviceFault]:
         """No worker lives: publishes what the last one committed, and gives up what must not run again.
 
+        ``handling`` is what the one to be judged was at, where another one has been there since.
         Returns what was given up. Raises :class:`JournalCorrupt` where the journal cannot be believed.
         """
         commit = self.journal.read_commit()
@@ -216,19 +204,38 @@ class Ledger:
             words[layout.NEXT_ALARM] = commit.next_alarm_ns
             words[layout.OUTPUT_END] = commit.output_end
             words[layout.PUBLISHED] = applied
-        words[layout.WORKER_SLEEPS] = 0
-        given_up = self._judge_blame(applied, charged=charged)
+        words[layout.WORKER_SLEEPS] = words[layout.RUNS_ON] = 0
+        word = words[layout.HANDLING] if handling is None else handling
+        given_up = self._judge_blame(applied, word, charged=charged)
         words[layout.HANDLING] = 0
         self.collect()
         return given_up
 
-    def _judge_blame(self, applied: int, *, charged: bool) -> list[DeviceFault]:
+    def settle_succession(self, applied: int, handling: int, *, charged: bool) -> None:
+        """A worker has died and another one serves already: keeps account of who is to blame for that.
+
+        ``applied`` and ``handling`` are as the dead one has left them. To give anything up it is too late.
+        Raises :class:`JournalCorrupt` where ``applied`` cannot be.
+        """
+        if not 0 <= applied <= self.submitted:
+            raise JournalCorrupt(f"{self.name}: applied {applied} of {self.submitted}")
+        blamed = number, _firing = _at_work(handling)
+        if charged and applied <= number < self.submitted:
+            self._blame[blamed] = self._blame.get(blamed, 0) + 1
+        self.collect()
+
+    @property
+    def is_blameless(self) -> bool:
+        """True if no record that is not published yet could be given up at the next death."""
+        published = self.words[layout.PUBLISHED]
+        blamed = any(number >= published for number, _firing in self._blame)
+        return not blamed and self.overdue is None and self._poison > 1
+
+    def _judge_blame(self, applied: int, word: int, *, charged: bool) -> list[DeviceFault]:
         given_up: list[DeviceFault] = []
         for blamed in [blamed for blamed in self._blame if blamed[0] < applied]:
             del self._blame[blamed]
-        word = self.words[layout.HANDLING]
-        firing = bool(word & layout.FIRING)
-        handling = (word & ~layout.FIRING) - 1
+        handling, firing = _at_work(word)
         overdue, self.overdue = self.overdue, None
         guilty = applied <= handling < self.submitted
         if overdue is not None:
@@ -282,6 +289,7 @@ class Ledger:
     def _give_up_unanswered(self, fault: DeviceFault) -> None:
         commit = self.journal.read_commit()
         number = 0 if commit is None else commit.applied
+        number = max(number, self.submitted - self.input_slots)  # nothing older can be in the ring
         while number < self.submitted:
             record, after, _out_of_line = self.journal.get_input(number)
             if record.kind in _ANSWERED:
@@ -317,7 +325,12 @@ class Ledger:
         )
         self.collect()
         fd, journal = create_journal(self.name, grown)
-        old.copy_to(journal)
+        try:
+            old.copy_to(journal)
+        except BaseException:
+            journal.close()
+            os.close(fd)
+            raise
         os.close(self.journal_fd)
         self.journal_fd, self.journal = fd, journal
         self._bind()
@@ -330,9 +343,8 @@ class Ledger:
 
     def close(self) -> None:
         """Gives the shared memory and the descriptors back; a handle's views must be gone."""
-        for fd in (self.journal_fd, self.doorbell_fd, self.answer_fd):
+        for fd in (self.journal_fd, self.door_fd, self.doorbell_fd, self.answer_fd):
             os.close(fd)
-        del self._inputs
         self.journal.close()
         self.words = memoryview(bytearray(layout.HEADER_BYTES)).cast("Q")
         self.words[layout.PUBLISHED] = self.submitted
@@ -341,9 +353,13 @@ class Ledger:
     def _bind(self) -> None:
         journal = self.journal
         self.words = journal.words
-        self._inputs: memoryview = journal.inputs
+        self.mailbox = journal.mailbox
         self.input_slots = journal.layout.input_slots
-        self._input_mask = journal.layout.input_slots - 1
+
+
+def _at_work(word: int) -> tuple[int, bool]:
+    """(The record that HANDLING names, whether it is the alarms due before it); -1 where it names none."""
+    return (word & ~layout.FIRING) - 1, bool(word & layout.FIRING)
 
 
 def _power_of_two(size: int) -> int:

@@ -200,6 +200,8 @@ class SupervisorMessage(_message.Message):
     ATTACH_FIELD_NUMBER: _builtins.int
     WITNESS_FIELD_NUMBER: _builtins.int
     WATCH_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    HEIR_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     @_builtins.property
     def assign(self) -> Global___Assign: ...
@@ -221,6 +223,10 @@ class SupervisorMessage(_message.Message):
     def witness(self) -> Global___Witness: ...
     @_builtins.property
     def watch(self) -> Global___Watch: ...
+    @_builtins.property
+    def begin(self) -> Global___Begin: ...
+    @_builtins.property
+    def heir(self) -> Global___Heir: ...
     def __init__(
         self,
         *,
@@ -235,12 +241,14 @@ class SupervisorMessage(_message.Message):
         attach: Global___Attach | None = ...,
         witness: Global___Witness | None = ...,
         watch: Global___Watch | None = ...,
+        begin: Global___Begin | None = ...,
+        heir: Global___Heir | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "attach", b"attach", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "handed", b"handed", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop", "watch", b"watch", "witness", b"witness"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "attach", b"attach", "begin", b"begin", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "handed", b"handed", "heir", b"heir", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop", "watch", b"watch", "witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "attach", b"attach", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "generation", b"generation", "handed", b"handed", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop", "watch", b"watch", "witness", b"witness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "attach", b"attach", "begin", b"begin", "body", b"body", "connected", b"connected", "duplicated", b"duplicated", "generation", b"generation", "handed", b"handed", "heir", b"heir", "journal_grown", b"journal_grown", "payload", b"payload", "stop", b"stop", "watch", b"watch", "witness", b"witness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["assign", "stop", "payload", "journal_grown", "duplicated", "connected", "handed", "attach", "witness", "watch"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["assign", "stop", "payload", "journal_grown", "duplicated", "connected", "handed", "attach", "witness", "watch", "begin", "heir"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -290,9 +298,36 @@ class Watch(_message.Message):
 Global___Watch: _TypeAlias = Watch  # noqa: Y015
 
 @_typing.final
+class Heir(_message.Message):
+    """To the witness. Descriptors: [the eventfd to write to when that worker has died, the page of the succession]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.int
+    """of the worker whose standby waits for that"""
+    pid: _builtins.int
+    """the standby's"""
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.int = ...,
+        pid: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Heir: _TypeAlias = Heir  # noqa: Y015
+
+@_typing.final
 class Assign(_message.Message):
-    """Makes a worker a device. Descriptors: [journal memfd, doorbell eventfd, answer eventfd, passed..., those of
-    the queues...].
+    """Makes a worker a device, at once, or, without Begin, its standby: all is made ready, and Begin comes later.
+    Descriptors: [journal memfd, doorbell eventfd, answer eventfd, passed..., those of the queues..., those of the
+    succession].
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -320,34 +355,30 @@ class Assign(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DEVICE_CLASS_FIELD_NUMBER: _builtins.int
     OPTIONS_MSGPACK_FIELD_NUMBER: _builtins.int
-    RESTART_COUNT_FIELD_NUMBER: _builtins.int
-    LAST_EXIT_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_EVERY_NS_FIELD_NUMBER: _builtins.int
-    START_FRESH_FIELD_NUMBER: _builtins.int
     PASSED_NAMES_FIELD_NUMBER: _builtins.int
     WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
-    NOW_NS_FIELD_NUMBER: _builtins.int
     UMASK_FIELD_NUMBER: _builtins.int
     ATTACH_FIELD_NUMBER: _builtins.int
+    SUCCESSION_FIELD_NUMBER: _builtins.int
+    MACHINE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     device_class: _builtins.str
     """"package.module:Class" """
     options_msgpack: _builtins.bytes
-    restart_count: _builtins.int
-    last_exit: _builtins.str
-    """empty at the first start"""
     heartbeat_every_ns: _builtins.int
     """0: no heartbeat"""
-    start_fresh: _builtins.bool
-    """on_bad_state: fresh, after a refused state"""
     working_directory: _builtins.str
     log_level: _builtins.int
-    now_ns: _builtins.int
-    """guest time of the start"""
     umask: _builtins.int
+    machine_time: _builtins.bool
+    """guest time is the machine's: a standby has it from the input that waits"""
+    @_builtins.property
+    def begin(self) -> Global___Begin: ...
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     @_builtins.property
@@ -360,34 +391,101 @@ class Assign(_message.Message):
     def attach(self) -> Global___Attach:
         """a virtio device's queues, where its driver has set them up already"""
 
+    @_builtins.property
+    def succession(self) -> Global___Succession:
+        """to a standby that may be allowed to begin by itself"""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         device_class: _builtins.str = ...,
         options_msgpack: _builtins.bytes = ...,
-        restart_count: _builtins.int = ...,
-        last_exit: _builtins.str = ...,
+        begin: Global___Begin | None = ...,
         limits: Global___Limits | None = ...,
         heartbeat_every_ns: _builtins.int = ...,
-        start_fresh: _builtins.bool = ...,
         passed_names: _abc.Iterable[_builtins.str] | None = ...,
         working_directory: _builtins.str = ...,
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         log_level: _builtins.int = ...,
-        now_ns: _builtins.int = ...,
         umask: _builtins.int = ...,
         attach: Global___Attach | None = ...,
+        succession: Global___Succession | None = ...,
+        machine_time: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_attach", b"_attach", "attach", b"attach", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attach", b"_attach", "_begin", b"_begin", "_succession", b"_succession", "attach", b"attach", "begin", b"begin", "limits", b"limits", "succession", b"succession"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attach", b"_attach", "attach", b"attach", "device_class", b"device_class", "environment", b"environment", "heartbeat_every_ns", b"heartbeat_every_ns", "last_exit", b"last_exit", "limits", b"limits", "log_level", b"log_level", "name", b"name", "now_ns", b"now_ns", "options_msgpack", b"options_msgpack", "passed_names", b"passed_names", "restart_count", b"restart_count", "start_fresh", b"start_fresh", "umask", b"umask", "working_directory", b"working_directory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attach", b"_attach", "_begin", b"_begin", "_succession", b"_succession", "attach", b"attach", "begin", b"begin", "device_class", b"device_class", "environment", b"environment", "heartbeat_every_ns", b"heartbeat_every_ns", "limits", b"limits", "log_level", b"log_level", "machine_time", b"machine_time", "name", b"name", "options_msgpack", b"options_msgpack", "passed_names", b"passed_names", "succession", b"succession", "umask", b"umask", "working_directory", b"working_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__attach: _TypeAlias = _typing.Literal["attach"]  # noqa: Y015
     _WhichOneofArgType__attach: _TypeAlias = _typing.Literal["_attach", b"_attach"]  # noqa: Y015
+    _WhichOneofReturnType__begin: _TypeAlias = _typing.Literal["begin"]  # noqa: Y015
+    _WhichOneofArgType__begin: _TypeAlias = _typing.Literal["_begin", b"_begin"]  # noqa: Y015
+    _WhichOneofReturnType__succession: _TypeAlias = _typing.Literal["succession"]  # noqa: Y015
+    _WhichOneofArgType__succession: _TypeAlias = _typing.Literal["_succession", b"_succession"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__attach) -> _WhichOneofReturnType__attach | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__begin) -> _WhichOneofReturnType__begin | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__succession) -> _WhichOneofReturnType__succession | None: ...
 
 Global___Assign: _TypeAlias = Assign  # noqa: Y015
+
+@_typing.final
+class Succession(_message.Message):
+    """Descriptors: [its page, a socket that is written to when the predecessor has died, the predecessor's pidfd]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    """the predecessor's"""
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Succession: _TypeAlias = Succession  # noqa: Y015
+
+@_typing.final
+class Begin(_message.Message):
+    """The device comes to life: what is known only then."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESTART_COUNT_FIELD_NUMBER: _builtins.int
+    LAST_EXIT_FIELD_NUMBER: _builtins.int
+    START_FRESH_FIELD_NUMBER: _builtins.int
+    NOW_NS_FIELD_NUMBER: _builtins.int
+    restart_count: _builtins.int
+    last_exit: _builtins.str
+    """empty at the first start"""
+    start_fresh: _builtins.bool
+    """on_bad_state: fresh, after a refused state"""
+    now_ns: _builtins.int
+    """guest time of the start"""
+    def __init__(
+        self,
+        *,
+        restart_count: _builtins.int = ...,
+        last_exit: _builtins.str = ...,
+        start_fresh: _builtins.bool = ...,
+        now_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_exit", b"last_exit", "now_ns", b"now_ns", "restart_count", b"restart_count", "start_fresh", b"start_fresh"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Begin: _TypeAlias = Begin  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
@@ -740,6 +838,7 @@ class WorkerMessage(_message.Message):
     WANT_PAYLOAD_FIELD_NUMBER: _builtins.int
     IGNORED_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
+    STANDING_BY_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
@@ -761,6 +860,8 @@ class WorkerMessage(_message.Message):
     def ignored(self) -> Global___Ignored: ...
     @_builtins.property
     def keep(self) -> Global___Keep: ...
+    @_builtins.property
+    def standing_by(self) -> Global___StandingBy: ...
     def __init__(
         self,
         *,
@@ -775,16 +876,34 @@ class WorkerMessage(_message.Message):
         want_payload: Global___WantPayload | None = ...,
         ignored: Global___Ignored | None = ...,
         keep: Global___Keep | None = ...,
+        standing_by: Global___StandingBy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "keep", b"keep", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "keep", b"keep", "ready", b"ready", "standing_by", b"standing_by", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "generation", b"generation", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "keep", b"keep", "ready", b"ready", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "connect", b"connect", "duplicate", b"duplicate", "failed", b"failed", "generation", b"generation", "hello", b"hello", "ignored", b"ignored", "journal_full", b"journal_full", "keep", b"keep", "ready", b"ready", "standing_by", b"standing_by", "stopped", b"stopped", "want_payload", b"want_payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "ready", "failed", "journal_full", "duplicate", "connect", "stopped", "want_payload", "ignored", "keep"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "ready", "failed", "journal_full", "duplicate", "connect", "stopped", "want_payload", "ignored", "keep", "standing_by"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___WorkerMessage: _TypeAlias = WorkerMessage  # noqa: Y015
+
+@_typing.final
+class StandingBy(_message.Message):
+    """The worker has made ready what it can, and waits for Begin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StandingBy: _TypeAlias = StandingBy  # noqa: Y015
 
 @_typing.final
 class Keep(_message.Message):
@@ -846,6 +965,7 @@ class Ready(_message.Message):
     ASSIGNED_NS_FIELD_NUMBER: _builtins.int
     STARTED_NS_FIELD_NUMBER: _builtins.int
     RESTORED_NS_FIELD_NUMBER: _builtins.int
+    BEGUN_NS_FIELD_NUMBER: _builtins.int
     register_map_msgpack: _builtins.bytes
     option_schema_json: _builtins.bytes
     state_version: _builtins.int
@@ -857,6 +977,8 @@ class Ready(_message.Message):
     """when its device was made,"""
     restored_ns: _builtins.int
     """and when that had its state back, which is when it could be asked"""
+    begun_ns: _builtins.int
+    """when it was to begin, and had class and options"""
     @_builtins.property
     def virtio(self) -> Global___VirtioOffer: ...
     def __init__(
@@ -870,10 +992,11 @@ class Ready(_message.Message):
         assigned_ns: _builtins.int = ...,
         started_ns: _builtins.int = ...,
         restored_ns: _builtins.int = ...,
+        begun_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_virtio", b"_virtio", "virtio", b"virtio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_virtio", b"_virtio", "assigned_ns", b"assigned_ns", "lifeline", b"lifeline", "option_schema_json", b"option_schema_json", "register_map_msgpack", b"register_map_msgpack", "restored_ns", b"restored_ns", "started_ns", b"started_ns", "state_version", b"state_version", "virtio", b"virtio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_virtio", b"_virtio", "assigned_ns", b"assigned_ns", "begun_ns", b"begun_ns", "lifeline", b"lifeline", "option_schema_json", b"option_schema_json", "register_map_msgpack", b"register_map_msgpack", "restored_ns", b"restored_ns", "started_ns", b"started_ns", "state_version", b"state_version", "virtio", b"virtio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__virtio: _TypeAlias = _typing.Literal["virtio"]  # noqa: Y015
     _WhichOneofArgType__virtio: _TypeAlias = _typing.Literal["_virtio", b"_virtio"]  # noqa: Y015

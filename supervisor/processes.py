@@ -14,11 +14,12 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from supervisor.errors import EnvironmentFault
 from supervisor.launch.launcher import Exited, Forked, ForkFailed, Launcher, WorkerProcess
+from supervisor.lull import Lull
 from supervisor.messages_pb2 import WorkerMessage
 from supervisor.reactor import Reactor
 from supervisor.tube import (
@@ -36,12 +37,15 @@ __all__ = ["BrokenContract", "Owner", "Processes"]
 
 EXIT_STATUS_WAIT_NS = 100_000_000  # the zygote reports within a fraction of a millisecond, if it lives
 ZYGOTE_GRACE_NS = 500_000_000  # to finish an import, once somebody who waits for it is to be killed
+HEAD_START_NS = 1_000_000  # of who takes over, from when the death is known here: it has known for longer
+MANY_HEAD_START_NS = 20_000_000  # where several die at once: no core is free, and we hear of each late
+LONGEST_PUT_OFF_NS = 100_000_000  # while others go on dying
+ANOTHER_LOOK_NS = 1_000_000
 LOG_CHUNK_BYTES = 65536
 LOG_CHUNKS_AFTER_DEATH = 16  # a pipe holds 64 KiB; a grandchild that writes on must not keep us here
 ZYGOTE_SILENCE_NS = 5_000_000_000  # a loaded one reports a fork every few ms
 ZYGOTE_LOSSES_FORGIVEN = 3
 ZYGOTE_LOSSES_PERIOD_NS = 60_000_000_000
-REFILL_AFTER_NS = 3_000_000  # a spare takes a core for as long, and others may be dying
 MESSAGES_PER_ROUND = 64  # of one worker: a flood must not keep the others waiting
 
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -65,6 +69,12 @@ class Owner(Protocol):
 
     def on_log(self, worker: WorkerProcess, data: bytes) -> None: ...
 
+    def is_followed(self, worker: WorkerProcess) -> bool:
+        """True if somebody takes the place of a worker that is dead: there is no hurry to be told then."""
+
+    def awaits_another(self, worker: WorkerProcess, wait_status: int | None) -> bool:
+        """True while one who has taken a dead worker's place, and is not wanted, has still to end."""
+
     def on_gone(self, worker: WorkerProcess, wait_status: int | None) -> None: ...
 
     def on_fork_failed(self, worker: WorkerProcess, why: str) -> None: ...
@@ -80,13 +90,15 @@ class Processes:
         self._known: dict[int, WorkerProcess] = {}
         self._owners: dict[int, Owner] = {}  # of those that have been taken, by ticket
         self._kill_wanted: set[int] = set()
+        self._put_off: dict[int, int] = {}  # since when, of those who are dead: their successors go first
+        self._last_put_off_ns = 0
         self._spares: deque[WorkerProcess] = deque()
         self._departed: list[WorkerProcess] = []
         self._zygote_losses: deque[int] = deque(maxlen=ZYGOTE_LOSSES_FORGIVEN + 1)
         self._zygote_heard = 0
         self._zygote_watched = False
         self._spares_wanted = 0
-        self._refills = False  # before long
+        self._lull = Lull(reactor, self.refill, lambda: self.is_busy)
 
     @property
     def zygote_pid(self) -> int | None:
@@ -98,6 +110,11 @@ class Processes:
         self._launcher.start()
         self._follow_launcher()
 
+    @property
+    def is_busy(self) -> bool:
+        """True while some are dead whose successors go first."""
+        return bool(self._put_off)
+
     def take(self, owner: Owner) -> WorkerProcess:
         """A worker for ``owner``: a spare that has said Hello, or else one that is ordered now.
 
@@ -107,20 +124,41 @@ class Processes:
         self._owners[worker.ticket] = owner
         return worker
 
+    def order(self, owner: Owner) -> WorkerProcess:
+        """A worker for ``owner`` that nobody waits for: it rehearses first. Raises as :meth:`take` does."""
+        worker = self._order(spare=True)
+        self.hand_on(worker, owner)
+        return worker
+
+    def hand_on(self, worker: WorkerProcess, owner: Owner) -> None:
+        """From now on ``owner`` is told of ``worker``."""
+        self._owners[worker.ticket] = owner
+
+    def hear_again(
+        self, worker: WorkerProcess, said: Iterable[tuple[WorkerMessage, list[Descriptor]]]
+    ) -> None:
+        """What a worker has ``said`` to an owner before this one: the present one hears it, too."""
+        owner = self._owners[worker.ticket]
+        try:
+            for message, descriptors in said:
+                owner.on_message(worker, message, descriptors)
+        except Disconnected:
+            self._on_mute(worker)
+        except (TubeError, BrokenContract) as error:
+            self._break(worker, error)
+
     def keep_spares(self, count: int) -> None:
         """From now on keeps ``count`` workers ready; :meth:`refill` makes up for those taken."""
         self._spares_wanted = count
         self.refill()
 
     def refill_soon(self) -> None:
-        """As :meth:`refill`, once a device that has just been restarted has had time to answer."""
-        if not self._refills and len(self._known) - len(self._owners) < self._spares_wanted:
-            self._refills = True
-            self._reactor.call_at(time.monotonic_ns() + REFILL_AFTER_NS, self.refill)
+        """As :meth:`refill`, once those devices that are being restarted have had time to answer."""
+        if len(self._known) - len(self._owners) < self._spares_wanted:
+            self._lull.ask()
 
     def refill(self) -> None:
         """Orders what is missing in spares."""
-        self._refills = False
         with contextlib.suppress(EnvironmentFault):  # no descriptors to spare: the next death forks on demand
             for _ in range(self._spares_wanted - (len(self._known) - len(self._owners))):
                 self._order(spare=True)
@@ -249,10 +287,14 @@ class Processes:
         except Disconnected:
             self._on_mute(worker)
         except (TubeError, BrokenContract) as error:
-            ours = isinstance(error, DescriptorsLost | TubeSystemError)
-            worker.broke = f"cannot be heard: {error}" if ours else f"broke the contract: {error}"
-            _log.warning("worker %d %s", worker.pid, worker.broke)
-            self._on_mute(worker)
+            self._break(worker, error)
+
+    def _break(self, worker: WorkerProcess, error: Exception) -> None:
+        """What a worker says cannot be heard, or is what no worker of ours would say."""
+        ours = isinstance(error, DescriptorsLost | TubeSystemError)
+        worker.broke = f"cannot be heard: {error}" if ours else f"broke the contract: {error}"
+        _log.warning("worker %d %s", worker.pid, worker.broke)
+        self._on_mute(worker)
 
     def _judge(
         self, worker: WorkerProcess, message: WorkerMessage, pid: int | None, descriptors: list[Descriptor]
@@ -316,7 +358,7 @@ class Processes:
         if worker.ticket not in self._known:
             return
         assert worker.pidfd is not None  # noqa: S101 - its callback
-        worker.noticed_ns = time.monotonic_ns()
+        worker.noticed_ns = worker.noticed_ns or time.monotonic_ns()
         worker.kill_family()
         self._reactor.unwatch(worker.pidfd.fileno())
         if not worker.exclusive and self._exit_now(worker):  # it leaves nothing that its successor waits for
@@ -328,10 +370,12 @@ class Processes:
 
     def _exit_now(self, worker: WorkerProcess) -> bool:
         """True if the kernel tells how it ended, whether the zygote has reaped it or not."""
-        if self._launcher.hung_up:  # then it has died of that, which is to be known first
+        if self._launcher.bereft:  # then it has died of that, which is to be known first
             self._hear_launcher()
         if self._launcher.read_exit(worker) is None:
-            worker.wait_status = exit_of_the_leaving(worker.pid)
+            leaving = exit_of_the_leaving(worker.pid)
+            if leaving is not None:
+                worker.wait_status, worker.left_core = leaving
         return worker.wait_status is not None
 
     def on_witnessed(self, ticket: int) -> None:
@@ -342,26 +386,71 @@ class Processes:
         worker = self._known.get(ticket)
         if worker is None or worker.pidfd is None:
             return
-        worker.noticed_ns = time.monotonic_ns()
+        worker.noticed_ns = worker.noticed_ns or time.monotonic_ns()
         worker.kill()  # whoever only says so is dead all the same
         if not self._exit_now(worker):
             return  # another thread of it may still write: its pidfd will tell
         worker.kill_family()
         self._finish(worker)
 
+    def on_followed(self, ticket: int) -> None:
+        """Somebody has taken a worker's place, after the kernel had said that it was dead."""
+        self._put_off[ticket] = 0  # long enough
+        self.on_witnessed(ticket)
+        if ticket in self._known and self._launcher.running:
+            self._hear_launcher()  # it is reaped already, and its zygote has told how it ended
+
     def _finish(self, worker: WorkerProcess) -> None:
         """All that a dead worker left behind is taken in; then its owner learns of it."""
         if worker.ticket not in self._known:
             return
+        owner = self._owners.get(worker.ticket)
+        if owner is not None and self._is_put_off(worker, owner):
+            return
         if not worker.mute:
             self._hear(worker)
-        self._drain_log(worker, LOG_CHUNKS_AFTER_DEATH)
         wait_status = self._launcher.read_exit(worker)
+        if owner is not None and owner.awaits_another(worker, wait_status):
+            self._reactor.call_at(time.monotonic_ns() + ANOTHER_LOOK_NS, lambda: self._finish(worker))
+            return
+        if worker.ticket not in self._known:  # what was decided on the way has led here already
+            return
+        self._drain_log(worker, LOG_CHUNKS_AFTER_DEATH)
         owner = self._forget(worker)
         if owner is not None:
             owner.on_gone(worker, wait_status)
         else:
             self.refill()
+
+    def _is_put_off(self, worker: WorkerProcess, owner: Owner) -> bool:
+        """True while its successor, and those of others who die with it, need the core more than we do."""
+        if worker.ticket in self._put_off:
+            return time.monotonic_ns() < self._turn_ns(worker)
+        if not owner.is_followed(worker):
+            return False
+        self._put_off[worker.ticket] = self._last_put_off_ns = time.monotonic_ns()
+        self._await_turn(worker)
+        return True
+
+    def _turn_ns(self, worker: WorkerProcess) -> int:
+        """When it is the turn of one that is put off, unless somebody else dies before that."""
+        head_start_ns = HEAD_START_NS if len(self._put_off) == 1 else MANY_HEAD_START_NS
+        return min(self._last_put_off_ns + head_start_ns, self._put_off[worker.ticket] + LONGEST_PUT_OFF_NS)
+
+    def _await_turn(self, worker: WorkerProcess) -> None:
+        if worker.ticket not in self._put_off:
+            return
+        turn_ns = self._turn_ns(worker)
+        if time.monotonic_ns() < turn_ns:
+            self._reactor.call_at(turn_ns, lambda: self._await_turn(worker))
+        else:
+            self._finish(worker)
+
+    def hurry(self, worker: WorkerProcess) -> None:
+        """Nobody follows a worker by itself any more: if it is dead, it is put off no longer."""
+        if self._put_off.get(worker.ticket):
+            self._put_off[worker.ticket] = 0
+            self._reactor.call_at(0, lambda: self._finish(worker))
 
     def _unwatch_tube(self, worker: WorkerProcess) -> None:
         self._reactor.unwatch(worker.tube.read_notifier.fileno())
@@ -371,6 +460,7 @@ class Processes:
         """It is done with; returns who has taken it and is to be told. Tidying up comes after that."""
         self._launcher.forget(worker)
         del self._known[worker.ticket]
+        self._put_off.pop(worker.ticket, None)
         owner = self._owners.pop(worker.ticket, None)
         self._kill_wanted.discard(worker.ticket)
         if worker in self._spares:

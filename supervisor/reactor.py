@@ -48,6 +48,9 @@ class Executor(Protocol):
     def published(self, record: Record) -> None:
         """A lifecycle record has been made: bookkeeping of the executor's own."""
 
+    def about_to_decide(self) -> None:
+        """The policy is about to be stepped: what was promised on the strength of its last state is not."""
+
 
 class Timer:
     """A callback at a host time; ``cancel`` takes it back."""
@@ -75,7 +78,7 @@ class Reactor:
         except OSError as error:
             raise EnvironmentFault("there is no descriptor for the loop") from error
         self._callbacks: dict[int, tuple[int, Callable[[int], None]]] = {}
-        self._unserved: list[tuple[int, int]] = []  # ready when a round ended early: (descriptor, mask)
+        self._unserved: list[tuple[int, int, int]] = []  # when a round ended early: descriptor, mask, limit
         self._serial = 0
         self._timers: list[Timer] = []
         self._events: deque[Event] = deque()
@@ -151,12 +154,11 @@ class Reactor:
         own = self.timeout_ns()
         if own is not None and (timeout_ns is None or own < timeout_ns):
             timeout_ns = own
-        limit = self._serial
-        seconds = None if timeout_ns is None else timeout_ns / 1e9
         ready, self._unserved = self._unserved, []
         if not ready:
-            ready = self._epoll.poll(seconds, MAX_EVENTS_PER_ROUND)
-        for index, (fd, mask) in enumerate(ready):
+            limit, seconds = self._serial, None if timeout_ns is None else timeout_ns / 1e9
+            ready = [(*one, limit) for one in self._epoll.poll(seconds, MAX_EVENTS_PER_ROUND)]
+        for index, (fd, mask, limit) in enumerate(ready):
             serial, callback = self._callbacks.get(fd, (limit + 1, None))
             if serial <= limit and callback is not None:
                 callback(mask)
@@ -166,6 +168,11 @@ class Reactor:
         self.step()
         self._judge_deadlines()
 
+    @property
+    def is_deciding(self) -> bool:
+        """True while the policy is being stepped: what is posted now is decided in the same go."""
+        return self._running
+
     def step(self) -> bool:
         """Works off queued events without looking at any descriptor; true if there were any.
 
@@ -174,6 +181,7 @@ class Reactor:
         if self._running or not self._events:
             return False  # an executor's doing: the loop below goes on with what it queued
         self._running = True
+        self.executor.about_to_decide()
         now_ns = time.monotonic_ns()  # one instant for all that is queued: who died together is seen to
         try:
             for _ in range(MAX_STEPS_PER_ROUND):

@@ -24,24 +24,28 @@ from supervisor.errors import DeviceFault, DeviceGone
 from supervisor.handle import ByteSink, Clock, DeviceHandle, IrqSink
 from supervisor.ledger import SOMETHING, Ledger, Waiter
 from supervisor.memory.fence import FENCE
-from supervisor.worker.journal import (
+from supervisor.worker.glance import LONGEST_NS, Glance
+from supervisor.worker.journal import JournalCorrupt
+from supervisor.worker.layout import (
     CONSUMED,
     IRQ_LEVELS,
+    LIFELINE_WORD,
     NEXT_ALARM,
     OUTPUT_END,
     PUBLISHED,
     WANTED,
-    JournalCorrupt,
 )
+from supervisor.worker.lifeline import OWNER_DIED
 from supervisor.worker.records import InputKind
 
 __all__ = ["Overdue", "Port", "RemoteHandle"]
 
 READ, WRITE, POSTED = map(int, (InputKind.READ, InputKind.WRITE, InputKind.POSTED))
 ANY = 1  # commit at all, in WANTED
-SPIN_LOOKS = 100  # looks at the journal between two looks at the clock
 SPIN_NS = 150_000  # to wake a worker and hear its answer; sleeping as well would double that
 OUTPUTS_HELD_BYTES = 1 << 20  # that the supervisor keeps for a sink that is not there yet
+PART_EVERY_NS = 10_000_000  # it costs a few µs, and the other core may be wanted by somebody else
+ROUNDS_TO_HEAR = 8  # of the reactor, at most: the first may be of what an earlier one has left
 VALUE_BYTES = 8  # what a read is answered with
 NEVER_LATCHED = (0, 0, -1)  # record, value, guest time
 
@@ -69,6 +73,10 @@ class Port:
     clock: Clock
     ready: Callable[[], bool] = lambda: True
     """True if the worker has been heard to be ready, which it says before it answers anything."""
+    part: Callable[[], bool] = lambda: False
+    """Moves the worker, which shares our core, to another; false if there is none."""
+    died: Callable[[], None] = lambda: None
+    """Says that the journal's mutex tells of the worker's death."""
     stir: Callable[[], None] = lambda: None
     """Says that ``dispatch`` has to look at this device."""
 
@@ -79,12 +87,14 @@ class RemoteHandle(DeviceHandle):
     def __init__(
         self, name: str, mmio: Mmio | None, port: Port, *, request_timeout_ns: int, poison: int
     ) -> None:
-        super().__init__(name, mmio)
+        super().__init__(name, mmio, port.clock)
         self._port = port
-        self._clock = port.clock
         self._request_timeout_ns = request_timeout_ns
         self.ledger = Ledger(name, self._outputs, poison=poison, request_timeout_ns=request_timeout_ns)
         self._bind()
+        self._glance = Glance(self._give_way)
+        self._alarm_ns = NO_ALARM  # as it was when dispatch was last told to look
+        self._parted_ns = 0  # when the worker was last moved off our core
         self._barrier = 0  # the number behind the last record that is not a capture
         self._outstanding = False  # something was submitted that is not known to be published
         self._full_at = 0  # the number at which the ring may be full
@@ -102,7 +112,7 @@ class RemoteHandle(DeviceHandle):
                 if self._outstanding:
                     self._settle()
                 return self._registers[slot]
-        if offset in self._captured or offset in self._counters:
+        if offset in self._timed:
             return self._read_timed(offset, size)
         return self._ask(offset, size)
 
@@ -111,14 +121,51 @@ class RemoteHandle(DeviceHandle):
         if offset in self._counters:
             slot, mask = self._counters[offset]
             self._settle_counters()
-            return self._evaluate(slot, mask, self._clock()) & ((1 << (8 * size)) - 1)
+            return self._evaluate(slot, mask, self.clock()) & ((1 << (8 * size)) - 1)
         return self._read_captured(self._captured[offset]) if size == 4 else self._ask(offset, size)
 
     def _ask(self, offset: int, size: int) -> int:
-        reply = self._answer(self._submit(READ, offset, size, 0))
+        ledger = self.ledger
+        if self._gone is not None or ledger.submitted >= self._full_at:
+            number = self._submit(READ, offset, size, 0)
+        else:
+            number = ledger.put(READ, self.clock(), offset, size, 0)
+            self._barrier = number + 1
+            value = self._take_value(number)
+            if value is not None:
+                alarm_ns = self._words[NEXT_ALARM]
+                if alarm_ns != self._alarm_ns:
+                    self._alarm_ns = alarm_ns
+                    self._port.stir()
+                return value
+            self._outstand()
+        reply = self._answer(number)
         if len(reply) != VALUE_BYTES:
             raise self._disbelieve(f"a value of {len(reply)} bytes")
         return int.from_bytes(reply, "little")
+
+    def _take_value(self, number: int) -> int | None:
+        """The answer to read ``number``, if it comes at once and alone."""
+        bell, glance = self.ledger.doorbell_fd, self._glance
+        value = self._mailbox.take_value(number, glance.ns, bell)
+        if value is None:
+            self._give_way()
+            value = self._mailbox.take_value(number, 0, bell)
+            if value is not None:
+                glance.learn(paid=False)
+        elif glance.ns < LONGEST_NS:
+            glance.learn(paid=True)
+        return value
+
+    def _give_way(self) -> None:
+        """Lets the worker run: beside us where there is a core for it, else instead of us."""
+        if self._mailbox.shares_core():
+            now_ns = time.monotonic_ns()
+            if now_ns - self._parted_ns > PART_EVERY_NS:
+                self._parted_ns = now_ns
+                if self._port.part():
+                    return
+        os.sched_yield()
 
     def write(self, offset: int, size: int, value: int) -> None:
         way = self._writes.get(offset)
@@ -154,7 +201,12 @@ class RemoteHandle(DeviceHandle):
         """A request without waiting: ``done`` gets the reply's bytes, or the fault, from ``dispatch``."""
         if kind == InputKind.READ:
             done = self._checked(done)
-        self._words[WANTED] = ANY  # first, or the worker may be faster
+        if self._gone is not None:
+            raise self._gone
+        slots = self.ledger.slots_for(payload)[0] if payload else 1
+        if self.ledger.submitted + slots > self._full_at:
+            self._make_room(slots)  # whose end wants nothing any more
+        self._words[WANTED] = ANY  # before it is shown, or the worker may be faster
         if kind == InputKind.CALL:
             number = self._submit_payload(kind, payload)
         else:
@@ -210,7 +262,7 @@ class RemoteHandle(DeviceHandle):
         ledger = self.ledger
         if ledger.submitted >= self._full_at:
             self._make_room(1)
-        number = ledger.put(kind, self._clock() if stamp_ns is None else stamp_ns, offset, size, value)
+        number = ledger.put(kind, self.clock() if stamp_ns is None else stamp_ns, offset, size, value)
         self._barrier = number + 1
         if not self._outstanding:
             self._outstand()
@@ -236,7 +288,7 @@ class RemoteHandle(DeviceHandle):
         slots, out_of_line = ledger.slots_for(payload)
         if ledger.submitted + slots > self._full_at:
             self._make_room(slots)
-        number = ledger.put_payload(kind, self._clock(), payload, out_of_line=out_of_line)
+        number = ledger.put_payload(kind, self.clock(), payload, out_of_line=out_of_line)
         self._barrier = ledger.submitted
         if not self._outstanding:
             self._outstand()
@@ -250,7 +302,7 @@ class RemoteHandle(DeviceHandle):
         step of guest time, not one a look.
         """
         counter_slot, into_slot, mask = self._captures[way]
-        now_ns = self._clock()
+        now_ns = self.clock()
         number, _value, then_ns = self._latched.get(into_slot, NEVER_LATCHED)
         if then_ns == now_ns and number > self._barrier and self._gone is None:
             return
@@ -302,21 +354,24 @@ class RemoteHandle(DeviceHandle):
         When nothing has moved for ``request_timeout`` the worker is killed: then the journal says whether the
         record has happened.
         """
-        words = self._words
+        if self._words[PUBLISHED] >= published:
+            return  # as always where all has been given back
         begun_ns = now_ns = time.monotonic_ns()
         while now_ns - begun_ns < SPIN_NS:
-            for _ in range(SPIN_LOOKS):
-                if words[PUBLISHED] >= published:
-                    return
-            os.sched_yield()  # on a single core the worker must come first
+            if self._glance.sees(self._mailbox.await_published, published):
+                self._hear_ready()
+                return
+            if self._words[LIFELINE_WORD] & OWNER_DIED:
+                self._port.died()  # in which its last words are heard: the journal may be another afterwards
+                os.sched_yield()  # its successor shares our core, and goes first
             now_ns = time.monotonic_ns()
         deadline_ns = now_ns + self._request_timeout_ns
-        moved_to = words[PUBLISHED]
+        moved_to = self._words[PUBLISHED]
         try:
             while not self._arrived(published) and number not in self.ledger.given_up:
                 if self._gone is not None:
                     raise self._gone
-                if self._words[PUBLISHED] != moved_to:
+                if self._words[PUBLISHED] > moved_to:
                     moved_to = self._words[PUBLISHED]
                     deadline_ns = time.monotonic_ns() + self._request_timeout_ns
                 left_ns = deadline_ns - time.monotonic_ns()
@@ -324,10 +379,18 @@ class RemoteHandle(DeviceHandle):
                     self._time_out(number)
                     deadline_ns += self._request_timeout_ns
                     continue
-                self._port.pump(left_ns, lambda: self._words[PUBLISHED] >= published and self._port.ready())
+                self._port.pump(left_ns, lambda: self._words[PUBLISHED] >= published)
                 self.collect()  # or a worker that waits for room would wait for ever
         finally:
             self._words[WANTED] = ANY if self.ledger.waiters else 0
+        self._hear_ready()
+
+    def _hear_ready(self) -> None:
+        """A successor says that it is ready before it answers: whoever has its answer has heard that too."""
+        for _ in range(ROUNDS_TO_HEAR):
+            if self._port.ready():
+                return
+            self._port.pump(0, self._port.ready)
 
     def _arrived(self, published: int) -> bool:
         """Asks to be rung for ``published``; true if that is not needed any more."""
@@ -488,6 +551,7 @@ class RemoteHandle(DeviceHandle):
     # -- tables ----------------------------------------------------------------------------------
 
     def _bind(self) -> None:
+        self._mailbox = self.ledger.mailbox
         self._words = self.ledger.journal.words
         self._registers = self.ledger.journal.registers
 
@@ -497,6 +561,7 @@ class RemoteHandle(DeviceHandle):
         self._plain = table.plain
         self._captured = table.captured
         self._counters = table.counters
+        self._timed = table.captured.keys() | table.counters.keys()
         self._writes = table.writes
         self._captures = table.captures
         self._latched: dict[int, tuple[int, int, int]] = {}

@@ -90,7 +90,7 @@ class Roster:
         reactor.step()
         while self._is_coming(device.name):
             reactor.poll(None)
-        failure = self._failures.pop(device.name, "")
+        failure = self._failures.pop(device.name, "") or self._why_failed(device.name)
         if reactor.outcome is None and self._run_of(group) == run and not failure:
             return handle  # ready; or it had nothing to do, or was done before it was ready, and is forgotten
         records = [record for record in reactor.records if record.at_ns >= begun_ns]
@@ -221,6 +221,11 @@ class Roster:
         phase = policy.phase(self._reactor.state)
         if phase not in policy.SERVING:
             raise LocalError(f"devices come and go while the supervisor runs; it is {phase.value}")
+
+    def _why_failed(self, name: str) -> str:
+        """Of a device that has failed, and is still known since a configuration has come to name it."""
+        tree = self._reactor.state
+        return policy.child(tree, name).why if tree.knows(name) else ""
 
     def _is_coming(self, name: str) -> bool:
         tree = self._reactor.state

@@ -28,7 +28,7 @@ from supervisor.reporting import Reporter
 __all__ = ["prove_board", "run_board"]
 
 DESCRIPTORS = 128  # of our own, of the machine's, and of packets on their way
-DESCRIPTORS_PER_DEVICE = 12  # journal and mapping, two bells, Tube, log, pidfd; twice while it is replaced
+DESCRIPTORS_PER_DEVICE = 13  # journal and mapping, two bells, Tube, log, pidfd; twice while it is replaced
 
 _log = logging.getLogger("tubevisor")
 
@@ -143,7 +143,9 @@ def _run_once(
 
 def _allow_descriptors(config: Config) -> None:
     """Raises this process's soft limit, which is low for the sake of select(2), to what the devices need."""
-    wanted = DESCRIPTORS + DESCRIPTORS_PER_DEVICE * (len(config.devices) + config.supervisor.spares)
+    standbys = sum(device.standby for device in config.devices)
+    processes = len(config.devices) + standbys + config.supervisor.spares
+    wanted = DESCRIPTORS + DESCRIPTORS_PER_DEVICE * processes
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -18,7 +18,7 @@ import msgspec
 
 from supervisor.config import DeviceConfig
 from supervisor.launch.launcher import WorkerProcess
-from supervisor.messages_pb2 import Assign, Failed, Ready, VirtioOffer
+from supervisor.messages_pb2 import Assign, Begin, Failed, Ready, VirtioOffer
 from supervisor.policy import ChildSpec
 from supervisor.policy.events import ExitKind, ExitReason
 from supervisor.policy.records import Record
@@ -116,6 +116,7 @@ class Seat:
     killed_ns: int = 0  # when the supervisor last sent SIGKILL to a worker that served; all in host time
     noticed_ns: int = 0  # when its death was heard of
     settled_ns: int = 0  # when what it had committed was published
+    left_core: int | None = None  # on which the last worker is being taken apart, if that is known
     refused: bool = False
     ended: bool = False
     start_fresh: bool = False
@@ -128,7 +129,9 @@ class Seat:
     heartbeat: tuple[int, int] = (0, 0)  # the counter, and when it was seen to move (host ns)
     look_due_ns: int = 0
     assigned_ns: int = 0  # when the present worker was told
-    start_ns: int = 0  # from then until ready, the last time
+    stood_by: bool = False  # it had everything ready by then
+    start_ns: int = 0  # from Assign until ready, and from when a standby would begin: see ``note_start``
+    begin_ns: int = 0
     watch_timer: Timer | None = None
     last_restart: RestartTimeline | None = None
 
@@ -169,6 +172,15 @@ class Seat:
         self.killed_ns = self.noticed_ns = 0
         return timeline
 
+    def note_start(self, ready: Ready) -> None:
+        """The present worker has become ready; remembered is how long that takes.
+
+        One start that takes long may have had no core: it takes several of them to be taken for the rule.
+        """
+        self.begin_ns = _typical(self.begin_ns, ready.restored_ns - ready.begun_ns)
+        if not self.stood_by:
+            self.start_ns = _typical(self.start_ns, time.monotonic_ns() - self.assigned_ns)
+
     def leave(self) -> None:
         """The worker is gone."""
         self.worker = None
@@ -191,22 +203,18 @@ class Seat:
             descriptor.close()
         self.kept.clear()
 
-    def assignment(self, now_ns: int, surroundings: Surroundings) -> Assign:
-        """What makes a worker this device; ``now_ns`` is guest time."""
+    def assignment(self, child: ChildSpec, surroundings: Surroundings) -> Assign:
+        """What makes a worker this device, which lives by ``child``, as soon as it is told to begin."""
         config = self.config
         assign = Assign(
             name=config.name,
             device_class=config.device_class,
             options_msgpack=msgspec.msgpack.encode(config.options),
-            restart_count=self.generation - 1,
-            last_exit=self.last_exit,
             passed_names=list(self.kept),
-            heartbeat_every_ns=self.child.heartbeat.every_ns if self.child.heartbeat else 0,
-            start_fresh=self.start_fresh,
+            heartbeat_every_ns=child.heartbeat.every_ns if child.heartbeat else 0,
             working_directory=surroundings.working_directory,
             environment=dict(config.env),
-            log_level=logging.getLogger(f"tubevisor.device.{config.name}").getEffectiveLevel(),
-            now_ns=now_ns,
+            log_level=self.log_level,
             umask=surroundings.umask,
         )
         if config.limits.open_files is not None:
@@ -214,6 +222,20 @@ class Seat:
         if config.limits.data_bytes is not None:
             assign.limits.data_bytes = config.limits.data_bytes
         return assign
+
+    def beginning(self, now_ns: int) -> Begin:
+        """What the present generation is told at its beginning; ``now_ns`` is guest time."""
+        return Begin(
+            restart_count=self.generation - 1,
+            last_exit=self.last_exit,
+            start_fresh=self.start_fresh,
+            now_ns=now_ns,
+        )
+
+    @property
+    def log_level(self) -> int:
+        """What the device's logger lets through just now."""
+        return logging.getLogger(f"tubevisor.device.{self.name}").getEffectiveLevel()
 
     def crash_report(self, ended: ExitReason, broke: str, at_ns: int) -> DeviceCrashed | None:
         """The report of a death that nobody wanted; ``None`` for any other.
@@ -240,6 +262,11 @@ def exit_reason(wait_status: int | None) -> ExitReason:
         return ExitReason(ExitKind.UNKNOWN)
     code = os.waitstatus_to_exitcode(wait_status)
     return ExitReason(ExitKind.EXITED, code) if code >= 0 else ExitReason(ExitKind.SIGNALED, -code)
+
+
+def _typical(before_ns: int, now_ns: int) -> int:
+    """What a duration is taken to be that was taken to be ``before_ns`` (0: nothing), and is now another."""
+    return max(1, min(now_ns, 2 * before_ns) if before_ns else now_ns)
 
 
 def _working_directory() -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from supervisor.messages_pb2 import SupervisorMessage
-from supervisor.tube import Descriptor, Tube
+from supervisor.tube import Descriptor, Tube, TubeError
 from supervisor.tube.broker import DescriptorBroker, DuplicateRequest, HandedDescriptor
 
 __all__ = ["Line", "Switchboard"]
@@ -62,7 +62,11 @@ class Switchboard:
         try:
             message = SupervisorMessage(generation=generation)
             message.connected.peer = name
-            line(message, (theirs,))
+            try:
+                line(message, (theirs,))
+            except TubeError as error:  # its own trouble: it is dead, perhaps, and that will be heard of
+                answer(f"device {peer!r} cannot be reached just now: {error}", ())
+                return
             self._offered.add((peer, name))
             answer("", (ours,))
         finally:

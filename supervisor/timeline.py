@@ -18,7 +18,10 @@ INSTANTS = ("killed", "noticed", "settled", "activated", "assigned", "started", 
 
 @dataclass(frozen=True, slots=True)
 class RestartTimeline(Record):
-    """One restart of a device, as instants in host monotonic ns, in the order in which they happen.
+    """One restart of a device, as instants in host monotonic ns.
+
+    They happen in this order, but that a standby which takes over by itself has read nothing: its
+    ``assigned_ns`` is when it has begun, and it has usually restored before anybody else has noticed.
 
     ``killed_ns``: the supervisor has sent SIGKILL; 0 where it was not its doing. ``noticed_ns``: the witness,
     or the pidfd, has told of the death. ``settled_ns``: what the dead had committed is published, and it can
@@ -39,10 +42,20 @@ class RestartTimeline(Record):
     restored_ns: int
     ready_ns: int
 
+    @property
+    def outage_ns(self) -> int:
+        """How long nobody served, from the first of these instants on, that of the kill where it is known."""
+        return self.restored_ns - self._known()[0][1]
+
     def steps(self) -> dict[str, int]:
-        """How long (ns) each instant came after the one before it, by its name without ``_ns``.
+        """How long (ns) each instant came after the one before it in time, by its name without ``_ns``.
 
         ``noticed`` is missing where nobody knows when the process was killed.
         """
+        return {name: at_ns - before_ns for (_, before_ns), (name, at_ns) in pairwise(self._known())}
+
+    def _known(self) -> list[tuple[str, int]]:
+        """The instants that are known, by name, in the order in which they came."""
         known = [(name, at_ns) for name in INSTANTS if (at_ns := getattr(self, f"{name}_ns"))]
-        return {name: at_ns - before_ns for (_, before_ns), (name, at_ns) in pairwise(known)}
+        known.sort(key=lambda instant: instant[1])
+        return known

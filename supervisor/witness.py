@@ -39,6 +39,7 @@ class Witness:
         self._lives = LIVES
         self._watched: dict[int, tuple[WorkerProcess, Ledger]] = {}  # by ticket
         self._untold: deque[int] = deque()  # tickets of those of whom it has not heard yet
+        self._heirs: dict[int, int] = {}  # tickets, of the one that is watched and of its standby
         self._told_fd = -1  # the pipe through which it tells
 
     def watch(self, worker: WorkerProcess, ledger: Ledger) -> None:
@@ -50,9 +51,26 @@ class Witness:
             self._untold.append(worker.ticket)
             self._tell()
 
+    def name_heir(self, worker: WorkerProcess, heir: WorkerProcess, bell_fd: int, page_fd: int) -> bool:
+        """Has the witness ring for ``heir`` first when ``worker`` dies, as long as that may take over.
+
+        False if there is no witness yet that could, or no room in its queue.
+        """
+        if self._process is None or not self._process.hello or worker.ticket in self._untold:
+            return False
+        if self._heirs.get(worker.ticket) != heir.ticket:
+            message = SupervisorMessage()
+            message.heir.ticket = worker.ticket
+            message.heir.pid = heir.pid
+            if not self._send(message, bell_fd, page_fd):
+                return False
+            self._heirs[worker.ticket] = heir.ticket
+        return True
+
     def forget(self, worker: WorkerProcess) -> None:
         """The worker is gone."""
         self._watched.pop(worker.ticket, None)
+        self._heirs.pop(worker.ticket, None)
 
     def _order(self) -> None:
         if not self._lives:
@@ -79,11 +97,11 @@ class Witness:
                     return
             self._untold.popleft()
 
-    def _send(self, message: SupervisorMessage, fd: int) -> bool:
+    def _send(self, message: SupervisorMessage, *fds: int | Descriptor) -> bool:
         """False if its queue is full."""
         assert self._process is not None  # noqa: S101 - it has said Hello
         try:
-            self._process.tube.send_proto_nowait(message, fds=(fd,))
+            self._process.tube.send_proto_nowait(message, fds=fds)
         except TubeTimeout:
             return False
         except TubeError:  # it is dead, and that will be heard of
@@ -108,6 +126,7 @@ class Witness:
             self._reactor.watch(self._told_fd, lambda _mask: self._hear())
             self._send(message, theirs)
         self._untold = deque(self._watched)
+        self._heirs.clear()
         self._tell()
 
     def on_message(
@@ -135,6 +154,14 @@ class Witness:
     def on_log(self, worker: WorkerProcess, data: bytes) -> None:
         """What it has to say of itself."""
         _log.debug("the witness says: %s", data.decode(errors="replace").rstrip())
+
+    def is_followed(self, worker: WorkerProcess) -> bool:
+        """Nobody waits for its place."""
+        return False
+
+    def awaits_another(self, worker: WorkerProcess, wait_status: int | None) -> bool:
+        """Nobody is in its place."""
+        return False
 
     def on_gone(self, worker: WorkerProcess, wait_status: int | None) -> None:
         """It is dead itself: another one takes its place."""

@@ -7,6 +7,7 @@ learns of the death and can spawn a successor.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import signal
@@ -20,11 +21,19 @@ from supervisor.config import Config, DeviceConfig
 from supervisor.conversation import MOST_AHEAD, Conversation
 from supervisor.errors import EnvironmentFault, TubevisorError
 from supervisor.handle import Clock, DeviceFacts, DeviceHandle
+from supervisor.heartbeats import Heartbeats
 from supervisor.keepers import Keepers
 from supervisor.launch.launcher import WorkerProcess
 from supervisor.messages_pb2 import WorkerMessage
+from supervisor.placement import keep_off_our_core, push_off_our_core
 from supervisor.policy import Restart
-from supervisor.policy.events import Forked, Gone, Refused, Silent, SpawnFailed
+from supervisor.policy.events import (
+    Forked,
+    Gone,
+    Refused,
+    Silent,
+    SpawnFailed,
+)
 from supervisor.policy.records import (
     DeviceDied,
     DeviceFailed,
@@ -36,17 +45,21 @@ from supervisor.policy.records import (
     Record,
     SupervisorStopped,
 )
-from supervisor.processes import Processes
+from supervisor.processes import BrokenContract, Processes
 from supervisor.reactor import Reactor
 from supervisor.remote import Overdue, Port, RemoteHandle
 from supervisor.seat import InputGivenUp, Seat, exit_reason
-from supervisor.tube import Descriptor
+from supervisor.standbys import Brief, Queues, Standby, Standbys
+from supervisor.successions import Successions
+from supervisor.tube import Descriptor, TubeError
 from supervisor.witness import Witness
-from supervisor.worker import journal as layout
 from supervisor.worker.journal import JournalCorrupt
+from supervisor.worker.succession import Bequest
 
 __all__ = ["Workers"]
 
+ONE_BY_ONE_NS = 10_000_000  # between deaths; with many at once every core is wanted for all of it
+OF_A_SUCCESSION = 3  # descriptors
 _EDGE = select.EPOLLIN | select.EPOLLET  # a bell that is never read: each ring is one wake-up
 _log = logging.getLogger("tubevisor")
 
@@ -61,9 +74,29 @@ class Workers:
         self._seats: dict[str, Seat] = {}
         self._by_ticket: dict[int, Seat] = {}
         self.processes = Processes(reactor, _preload(config))
-        self._conversation = Conversation(reactor, lambda: self._clock(), self._on_ready)
+        self._successions = Successions(
+            reactor, self.processes, lambda seat: self._keepers.is_blameless(seat)
+        )
+        self._successions.standbys = self._standbys = Standbys(
+            reactor,
+            self.processes,
+            brief=self._brief,
+            may_succeed=self._successions.may_succeed,
+            on_succession=self._successions.on_succession,
+            name_heir=lambda *heir: self._witness.name_heir(*heir),
+        )
+        self._conversation = Conversation(
+            reactor,
+            clock,
+            self._on_ready,
+            self._standbys.about_to_change,
+            self._standbys.overtake,
+            self._catch_up,
+        )
         self._witness = Witness(reactor, self.processes)
+        self._heartbeats = Heartbeats(reactor)
         self._departed: list[RemoteHandle] = []
+        self._killed_ns = self._gone_ns = 0  # when one was last killed from here, and when one was last gone
         self._keepers = Keepers(reactor, config.directory, self._conversation.attach, self.processes.kill)
         self.on_forget: Callable[[DeviceHandle, str], None] = lambda _handle, _why: None
         try:
@@ -82,7 +115,9 @@ class Workers:
             overdue=lambda: self._overdue(seat),
             corrupt=lambda error: self._corrupt(seat, error),
             call_at=self._reactor.call_at,
-            clock=lambda: self._clock(),
+            clock=self._clock,
+            part=lambda: seat.worker is not None and seat.ready and push_off_our_core(seat.worker.pid),
+            died=lambda: self._died(seat),
             stir=lambda: self._agenda.stir(handle),
             ready=lambda: seat.ready,
         )
@@ -105,6 +140,11 @@ class Workers:
             raise
         return seat
 
+    def use_clock(self, clock: Clock) -> None:
+        """Guest time, for processes and devices to come."""
+        self._clock = self._conversation.clock = clock
+        self._standbys.take_back_all()  # who takes over by itself has been told whose time it is
+
     def _by_name(self) -> dict[str, RemoteHandle]:
         """``handles`` is replaced, never changed: somebody may be going through it."""
         return {name: seat.handle for name, seat in self._seats.items()}
@@ -124,6 +164,10 @@ class Workers:
         seat.config = device
         seat.handle.mmio = device.mmio
         seat.handle.reconfigure(request_timeout_ns=device.request_timeout_ns, poison=device.poison)
+        if device.standby:
+            self._standbys.refresh_soon(seat)
+        else:
+            self._standbys.dismiss(device.name)
 
     def forget(self, name: str, restarts: int, why: str = "") -> None:
         seat = self._seats.pop(name)
@@ -131,6 +175,7 @@ class Workers:
         facts = DeviceFacts("removed", None, seat.generation, restarts, seat.last_exit)
         seat.handle.ask_facts = lambda: facts
         seat.refused = True  # nothing is said of it any more
+        self._dismiss_standby(seat)
         seat.handle.go(why or "the device was removed")
         seat.keep_nothing()
         self._reactor.unwatch(seat.handle.ledger.answer_fd)
@@ -158,8 +203,11 @@ class Workers:
     def facts(self, name: str) -> DeviceFacts:
         """What is known of a device just now."""
         seat = self._seats[name]
+        self._successions.catch_up(seat)
         child = policy.child(self._reactor.state, name)
-        pid = seat.worker.pid or None if seat.worker is not None else None
+        pid = self._standbys.pid_of(name) if self._standbys.has_successor(seat) else None
+        if pid is None and seat.worker is not None:
+            pid = seat.worker.pid or None
         return DeviceFacts(
             child.state.value,
             pid,
@@ -168,17 +216,23 @@ class Workers:
             seat.last_exit,
             self._keepers.facts(seat),
             seat.last_restart,
+            self._standbys.pid_of(name),
         )
 
     def send_signal(self, name: str, number: int, *, charged: bool) -> int | None:
         """Sends a signal to the worker that serves; returns its pid, or ``None`` where none does."""
         seat = self._seats[name]
+        self._successions.catch_up(seat)
         worker = seat.worker
-        if worker is None or worker.pidfd is None or not seat.ready:
+        serves = seat.ready or self._successions.is_young(seat)
+        if worker is None or worker.pidfd is None or not serves or self._standbys.has_successor(seat):
             return None
         seat.uncharged |= not charged
         if number == signal.SIGKILL:
-            seat.killed_ns = time.monotonic_ns()
+            before_ns, self._killed_ns = self._killed_ns, time.monotonic_ns()
+            seat.killed_ns = self._killed_ns
+            if self._killed_ns - before_ns > ONE_BY_ONE_NS:
+                keep_off_our_core(worker.pid)
         try:
             signal.pidfd_send_signal(worker.pidfd.fileno(), number)
         except ProcessLookupError:
@@ -190,17 +244,87 @@ class Workers:
     def spawn(self, name: str, generation: int) -> None:
         seat = self._seats[name]
         seat.prepare(generation)
+        successor = self._standbys.successor(seat)
+        if successor is not None:
+            self._adopt(seat, successor)
+            return
+        if self._standbys.stands(seat) and self._begin(seat):
+            return
         try:
             worker = self.processes.take(self)
         except EnvironmentFault as error:
             self._reactor.post(SpawnFailed(name, generation, f"{error}: {error.__cause__}"))
             return
+        self._sit_down(seat, worker)
+        if worker.hello:
+            self._assign(seat)
+
+    def _sit_down(self, seat: Seat, worker: WorkerProcess) -> None:
         seat.worker = worker
         self._by_ticket[worker.ticket] = seat
         if worker.pidfd is not None:
-            self._reactor.post(Forked(name, generation))
-        if worker.hello:
-            self._assign(seat)
+            self._reactor.post(Forked(seat.name, seat.generation))
+
+    def _begin(self, seat: Seat) -> bool:
+        """Has the device's standby take its place; false if what it has been told is overtaken."""
+        queues = self._keepers.queues_ahead(seat, MOST_AHEAD, stands_by=True)
+        brief = self._brief_of(seat, seat.generation, queues)
+        worker = self._standbys.take(seat, brief)
+        if worker is None:
+            return False
+        self.processes.hand_on(worker, self)
+        self._sit_down(seat, worker)
+        self._conversation.begin(seat)
+        if queues is not None:
+            self._keepers.given_ahead(seat)
+        return True
+
+    def _brief(self, seat: Seat) -> Brief | None:
+        """What the next process of a device that serves is to know."""
+        if not seat.ready or seat.stop_wanted:
+            return None
+        queues = self._keepers.queues_ahead(seat, MOST_AHEAD - OF_A_SUCCESSION, stands_by=True)
+        return self._brief_of(seat, seat.generation + 1, queues)
+
+    def _brief_of(self, seat: Seat, generation: int, queues: Queues | None) -> Brief:
+        machine_time = self._clock is not time.monotonic_ns
+        surroundings = self._conversation.surroundings
+        return Brief.of(seat, generation, surroundings, queues, machine_time=machine_time)
+
+    # -- standbys that take over by themselves ---------------------------------------------------
+
+    def about_to_decide(self) -> None:
+        self._standbys.take_back_all()
+
+    def _catch_up(self, name: str) -> None:
+        if name in self._seats:
+            self._successions.catch_up(self._seats[name])
+
+    def _adopt(self, seat: Seat, successor: Standby) -> None:
+        """What has taken over is the device's process from now on; what it has said since is heard."""
+        worker = successor.worker
+        self._successions.adopt(seat, successor)
+        self._sit_down(seat, worker)
+        self._conversation.has_begun(seat)
+        if successor.gone:
+            for message, descriptors in successor.said:
+                with contextlib.suppress(BrokenContract, TubeError):  # it has got what it would get for that
+                    self._conversation.hear(seat, worker, message, descriptors)
+            self.on_gone(worker, successor.wait_status)
+        else:
+            self.processes.hand_on(worker, self)
+            self.processes.hear_again(worker, successor.said)
+        _pass_on(seat, seat.log.feed(successor.logged))
+
+    def _dismiss_standby(self, seat: Seat) -> None:
+        """Nobody is to take the device's place any more, and who has done so is dead when this returns."""
+        successor = self._standbys.successor(seat)
+        self._standbys.dismiss(seat.name)
+        if successor is not None:  # which is nearly always seen to when its predecessor's death is
+            self._standbys.await_end(seat)
+            self._settle(seat, charged=False)
+            self._keepers.worker_gone(seat, charged=False, looked=True, suspects=lambda: None)
+            self._standbys.settled(seat)
 
     def ask_stop(self, name: str, generation: int) -> None:
         seat = self._seats[name]
@@ -228,6 +352,7 @@ class Workers:
                 self._let_go(record.culprit, "its restart budget is spent")
             case SupervisorStopped():
                 for seat in self._seats.values():
+                    self._dismiss_standby(seat)
                     seat.handle.go("the supervisor has stopped")
                     seat.keep_nothing()
             case DeviceFailed():
@@ -251,6 +376,7 @@ class Workers:
             ended = f"has ended: {outcome.why}" if outcome is not None and outcome.why else "is stopped"
             reason = f"group {top!r} {policy.child(tree, top).why or ended}"
         for device in policy.devices_in(tree, name) if name in tree.nodes else (name,):
+            self._dismiss_standby(self._seats[device])
             self._seats[device].handle.go(reason)
             self._seats[device].keep_nothing()
             self._keepers.worker_stays_away(device)
@@ -267,6 +393,8 @@ class Workers:
     def _assign(self, seat: Seat) -> None:
         ahead = self._keepers.queues_ahead(seat, MOST_AHEAD)
         self._conversation.assign(seat, *(ahead or (None, ())))
+        if ahead is not None:
+            self._keepers.given_ahead(seat)
 
     def on_message(
         self, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
@@ -282,29 +410,44 @@ class Workers:
         self._settle(seat, charged=False)
         self._reactor.post(SpawnFailed(seat.name, seat.generation, why))
 
+    def is_followed(self, worker: WorkerProcess) -> bool:
+        return self._standbys.summon(self._by_ticket[worker.ticket], again=True)
+
+    def awaits_another(self, worker: WorkerProcess, wait_status: int | None) -> bool:
+        return self._successions.awaits_another(self._by_ticket[worker.ticket], worker, wait_status)
+
     def on_gone(self, worker: WorkerProcess, wait_status: int | None) -> None:
         self._witness.forget(worker)
         seat = self._leave(worker)
+        seat.ended = True
         _pass_on(seat, seat.log.finish())
-        ended = exit_reason(wait_status)
-        charged = not (seat.uncharged or self.processes.forgives(worker))
+        ended, charged = exit_reason(wait_status), self._successions.is_charged(seat, worker)
         seat.last_exit = str(ended)
         if seat.last_words is not None:
             seat.last_exit = f"{seat.last_exit}: {seat.last_words.exception}"
         if worker.broke:
             seat.last_exit = f"{seat.last_exit}: it {worker.broke}"
-        self._settle(seat, charged=charged)
-        now_ns = time.monotonic_ns()
+        successor = self._standbys.successor(seat)
+        bequest = self._standbys.bequest(seat)
+        self._settle(seat, charged=charged, bequest=bequest, succeeded=successor is not None)
+        before_ns, self._gone_ns = self._gone_ns, time.monotonic_ns()
+        now_ns = self._gone_ns
+        seat.left_core = worker.left_core if now_ns - before_ns > ONE_BY_ONE_NS else None
         seat.noticed_ns, seat.settled_ns = worker.noticed_ns or now_ns, now_ns
-        seat.ended = True
         report = seat.crash_report(ended, worker.broke, time.monotonic_ns())
         if report is not None:
             self._reactor.publish(report)
-        self._keepers.worker_gone(seat, charged=charged)
+        looked = self._successions.has_looked(seat)
+        suspects = partial(self._standbys.suspects, seat)
+        self._keepers.worker_gone(seat, charged=charged, looked=looked, suspects=suspects)
+        self._standbys.settled(seat)
+        if successor is not None and successor.has_queues:
+            self._keepers.given_ahead(seat)  # it serves already, whatever a VMM asks before it is adopted
         self._reactor.post(Gone(seat.name, seat.generation, ended, charged))
 
     def _on_ready(self, seat: Seat, lifeline: bool) -> str:
         """A worker has said Ready; returns why its device cannot serve all the same, if so."""
+        self._successions.has_looked(seat)  # and whatever it does from now on is done as the device's
         if seat.worker is not None and lifeline:
             seat.worker.exclusive = False
             self._witness.watch(seat.worker, seat.handle.ledger)
@@ -312,8 +455,9 @@ class Workers:
             self._keepers.worker_ready(seat)
         except TubevisorError as error:
             return f"{error}: {error.__cause__}" if error.__cause__ else str(error)
-        self._keep_watch(seat)
+        self._heartbeats.watch(seat)
         self.processes.refill_soon()
+        self._standbys.begin_anew(seat)
         return ""
 
     def _leave(self, worker: WorkerProcess) -> Seat:
@@ -322,10 +466,19 @@ class Workers:
         seat.leave()
         return seat
 
-    def _settle(self, seat: Seat, *, charged: bool) -> None:
+    def _settle(
+        self, seat: Seat, *, charged: bool, bequest: Bequest | None = None, succeeded: bool = False
+    ) -> None:
+        """``bequest`` is what another one has found who came after the worker that is gone; it serves if it
+        has ``succeeded``, and has been put out of the way if not."""
         self._agenda.stir(seat.handle)
+        ledger = seat.handle.ledger
         try:
-            for fault in seat.handle.ledger.settle_dead(charged=charged):
+            if succeeded and bequest is not None:
+                ledger.settle_succession(bequest.applied, bequest.handling, charged=charged)
+                return
+            handling = None if bequest is None else bequest.handling
+            for fault in ledger.settle_dead(charged=charged, handling=handling):
                 self._reactor.publish(InputGivenUp(seat.name, str(fault), at_ns=time.monotonic_ns()))
         except JournalCorrupt as error:
             self._corrupt(seat, error)
@@ -333,6 +486,8 @@ class Workers:
     # -- judging ---------------------------------------------------------------------------------
 
     def _overdue(self, seat: Seat) -> Overdue:
+        if self._standbys.successor(seat) is not None:
+            return Overdue.STARTING
         if seat.worker is None:
             return Overdue.NOBODY
         if seat.stop_wanted:  # the policy would grant it its stop_timeout; who waits has waited enough
@@ -343,43 +498,28 @@ class Workers:
         self._reactor.post(Silent(seat.name, seat.generation))
         return Overdue.KILLED
 
+    def _died(self, seat: Seat) -> None:
+        """Whoever waits for an answer has seen it before the witness could."""
+        worker = seat.worker
+        if worker is not None and seat.ready and not worker.exclusive and not self._standbys.summon(seat):
+            self.processes.on_witnessed(worker.ticket)
+            self._reactor.step()
+
     def _corrupt(self, seat: Seat, error: JournalCorrupt) -> None:
         _log.error("%s: %s", seat.name, error)
+        self._standbys.successor(seat)  # if there is none yet, there will be none
         if not seat.refused:
             seat.refused = True
             self._reactor.post(Refused(seat.name, seat.generation, f"corrupt journal: {error}"))
         if seat.worker is not None:
             self.processes.kill(seat.worker)
 
-    # -- watching --------------------------------------------------------------------------------
-
-    def _keep_watch(self, seat: Seat) -> None:
-        """Looks now and then whether the heart beats, where a heartbeat is configured."""
-        if seat.watch_timer is not None:
-            seat.watch_timer.cancel()
-        heartbeat = seat.child.heartbeat
-        if heartbeat is not None:
-            seat.look_due_ns = time.monotonic_ns() + heartbeat.every_ns
-            seat.watch_timer = self._reactor.call_at(seat.look_due_ns, lambda: self._look_after(seat))
-
-    def _look_after(self, seat: Seat) -> None:
-        heartbeat = seat.child.heartbeat
-        if not seat.ready or heartbeat is None:
-            return
-        now_ns = time.monotonic_ns()
-        beats = seat.handle.ledger.words[layout.HEARTBEAT]
-        late_ns = now_ns - seat.look_due_ns
-        if beats != seat.heartbeat[0] or late_ns > heartbeat.every_ns:
-            seat.heartbeat = (beats, now_ns)  # who looks late was stopped itself, and proves nothing
-        elif now_ns - seat.heartbeat[1] >= heartbeat.timeout_ns:
-            self._reactor.post(Silent(seat.name, seat.generation))
-            return
-        self._keep_watch(seat)
-
     def close(self) -> None:
         """Ends every process that is left, and gives descriptors and memory back."""
         self._keepers.close()
         self._witness.close()
+        self._standbys.close()
+        self._successions.close()
         self.processes.close()
         self.see_off()
         for seat in self._seats.values():

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from supervisor.tube import Closed
+from supervisor.worker.mailbox import PURE
 from tests import steps
 from tests.steps import SIGNALS, Control, Point, StepTracer, choose, trace_here
 from tests.twins import Act, Twins
@@ -30,10 +31,11 @@ def shared_control(folder: Path) -> Iterator[Control]:
     path = folder / "steps"
     control = Control(str(path))
     os.environ[steps.CONTROL] = str(path)
+    os.environ[PURE] = "1"  # a step is a line; the compiled half has its own fuse (test_mailbox.py)
     try:
         yield control
     finally:
-        del os.environ[steps.CONTROL]
+        del os.environ[steps.CONTROL], os.environ[PURE]
         control.close()
 
 
@@ -124,13 +126,16 @@ class Strikes:
         At about ``most`` of them, evenly from a random offset on, unless the run is to be exhaustive.
         """
         seed = random.SystemRandom().randrange(2**32)
-        points: list[Point] = []
+        found: list[list[Point]] = []
         for _ in range(RECORDINGS):
             self.undisturbed(lambda: control.record(role))
             points = [point for point in control.recorded() if fault == "killed" or not point.instruction]
-            if points:
-                break  # on a busy machine a zygote may do its part only when the act is over
-        wanted = select(points)
+            if points:  # on a busy machine a zygote may do its part only when the act is over
+                found.append(points)
+            if len(found) == 2:
+                break
+        # On a busy machine a heart may also seem to stand still: what a restart runs is in the longer one.
+        wanted = select(min(found, key=len, default=[]))
         for point in choose(wanted, most, random.Random(seed)):
             self.strike(point, lambda point: control.arm(point, role, SIGNALS[fault]), lambda: control.fired)
             control.disarm()

@@ -21,11 +21,13 @@ import pytest
 
 from benchmarks import compare, disk_guest
 from benchmarks.__main__ import FILE, GROUPS
+from benchmarks.aims import AIMS, CLAIMS, verdicts
 from benchmarks.measure import (
     QUICK,
     Contender,
     Plan,
     Result,
+    Row,
     Subject,
     Summary,
     Table,
@@ -37,7 +39,7 @@ from benchmarks.measure import (
 )
 from benchmarks.peers import PINNED, install
 from benchmarks.plots import picture
-from benchmarks.report import page
+from benchmarks.report import claims, page
 
 if TYPE_CHECKING:  # programs: checked, not imported
     from benchmarks import board, child, echo, floor
@@ -243,6 +245,30 @@ def test_given_committed_page_it_is_what_the_committed_file_gives() -> None:
     pictures = _pictures(result, FILE)
     assert FILE.with_suffix(".md").read_text() == page(result, pictures)
     assert all((FILE.parent / name).read_bytes().startswith(PNG) for name in pictures.values())
+
+
+def test_given_committed_file_every_aim_and_claim_is_judged_by_it() -> None:
+    """None drops out in silence: each has its table and its rows."""
+    result = read_result(FILE)
+    assert [verdict.aim for verdict in verdicts(result)] == list(AIMS)
+    assert len(claims(result).splitlines()) == 2 + len(CLAIMS)
+
+
+def test_given_figures_aims_are_met_or_not() -> None:
+    """A ratio beside a ratio, a figure beside a figure; the 99th percentile is not the median."""
+    ours, floor = [900_000] * 98 + [5_000_000] * 2, [1_000_000] * 100
+    tables = [
+        Table(
+            subject=Subject(key="restart.50", title="killed", ours=("tubevisor",), floor="bare fork loop"),
+            rounds=1,
+            load=(0.0, 0.0),
+            rows=[Row("tubevisor", ours), Row("bare fork loop", floor)],
+        )
+    ]
+    judged = verdicts(replace(_small(), tables=tables))
+    assert [(verdict.met, verdict.unit) for verdict in judged] == [(True, ""), (False, "ns")]
+    assert judged[0].value == 0.9
+    assert judged[1].value > 3e6
 
 
 def test_given_committed_file_it_is_small_and_of_everything() -> None:

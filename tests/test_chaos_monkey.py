@@ -13,6 +13,7 @@ from supervisor.errors import LocalError
 from supervisor.host import Supervisor
 from supervisor.policy.records import DeviceReady, DeviceRestarted, OutcomeKind
 from supervisor.reactor import Timer
+from supervisor.timeline import RestartTimeline
 from tests.chaos import COUNTING, board, census
 
 MS = 1_000_000
@@ -238,6 +239,16 @@ def test_given_restarts_toll_has_median_and_worst() -> None:
         DeviceToll("b", 0, 0, None, None),
         DeviceToll("a", 4, 3, 3.0, 8.0),
     ]
+
+
+def test_given_device_that_was_back_before_its_death_was_known_its_outage_is_from_the_kill_on() -> None:
+    """A standby has taken over: to the policy death and return are one instant."""
+    outages = Outages()
+    instants = [MS * ms for ms in (1000, 1004, 1005, 1006, 1001, 1002, 1003, 1007)]
+    outages.record(RestartTimeline("a", 2, *instants, at_ns=1007 * MS))
+    outages.record(DeviceRestarted("a", 2, 1, 0, at_ns=1007 * MS))
+    outages.record(DeviceRestarted("a", 3, 2, 7 * MS, at_ns=2000 * MS))  # whose timeline was not told
+    assert outages.toll(["a"], {}) == [DeviceToll("a", 0, 2, 5.0, 7.0)]
 
 
 def test_given_no_restarts_toll_is_a_row_of_nothing() -> None:

@@ -131,14 +131,15 @@ def test_given_alarms_dispatch_delivers_them_in_guest_time() -> None:
     device = 'name: timer, device: "tests.devices.alarming:Alarming"'
     with census(), Supervisor(board(device)) as sup:
         timer = sup["timer"]
-        timer.write(0, 4, 30)
         began = time.monotonic()
-        timeout = sup.next_timeout()
+        timer.write(0, 4, 300)
+        while (timeout := sup.next_timeout()) == 0:  # there is something to do from the start
+            sup.dispatch(0)
         assert timeout is not None
-        assert 0 < timeout <= 0.03
+        assert timeout <= 0.3
         while not timer.irq_levels:
             sup.dispatch(1)
-        assert time.monotonic() - began >= 0.02
+        assert time.monotonic() - began >= 0.3
         assert timer.read(4, 4) == 1
 
 

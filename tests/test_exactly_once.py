@@ -33,8 +33,11 @@ class _Killer(threading.Thread):
         while not self._ended.wait(self._random.expovariate(1 / self._mean_s)):
             # The supervisor is not made for two threads: it may be putting that very worker away just now.
             with contextlib.suppress(TubeError, ValueError, OSError):
-                if self._sup.kill(self._name, charged=False) is not None:
+                if self._kill():
                     self.kills += 1
+
+    def _kill(self) -> bool:
+        return self._sup.kill(self._name, charged=False) is not None
 
     def end(self) -> None:
         self._ended.set()

@@ -23,8 +23,10 @@ from supervisor.events import (
 )
 from supervisor.host import Supervisor
 from supervisor.remote import RemoteHandle
+from supervisor.worker import layout
 from supervisor.worker.records import InputKind
 from tests.chaos import COUNTING, board, census, living_descendants, until_witnessed
+from tests.devices.hostile import ASLEEP
 
 pytestmark = pytest.mark.chaos
 
@@ -188,6 +190,25 @@ def test_given_reply_that_is_no_value_no_value_is_made_of_it() -> None:
         with pytest.raises(DeviceGone, match="a value of 0 bytes"):
             sup["hostile"].read(0x04, 4)
         _wait(sup, _matches(corrupt("a value of 0 bytes")))
+
+
+def test_given_bell_that_is_never_answered_nobody_waits_who_rings_it() -> None:
+    """A worker may do what it likes with its end of a bell, the supervisor goes on."""
+    with _hostile_and_neighbour() as sup:
+        sup["hostile"].call_bytes(b"never_answers_its_door")
+        handle = sup["hostile"]
+        assert isinstance(handle, RemoteHandle)
+        answers: list[object] = []
+        handle.submit(InputKind.READ, answers.append, offset=0x04, size=4)
+        words = handle.ledger.words
+        _wait(sup, lambda _told: words[layout.HEARTBEAT] == ASLEEP)
+        for _ in range(100):
+            assert words[layout.WORKER_SLEEPS]
+            handle.submit(InputKind.READ, answers.append, offset=0x04, size=4)
+        _wait(sup, _matches(SILENT))
+        _wait(sup, lambda _told: len(answers) == 101)
+        assert isinstance(answers[0], DeviceFault)
+        assert answers[1:] == [value.to_bytes(8, "little") for value in range(2, 102)]
 
 
 @pytest.mark.parametrize("attack", ["forks_away_for_good", "tube_held_by_a_grandchild", "copy_that_writes"])

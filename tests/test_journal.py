@@ -13,19 +13,28 @@ from hypothesis import strategies as st
 from supervisor.errors import DeviceGone
 from supervisor.host import Supervisor
 from supervisor.policy.records import DeviceDied
-from supervisor.worker import journal as layout
-from supervisor.worker.journal import Commit, Journal, JournalCorrupt, Layout, create_journal
-from supervisor.worker.records import Input, InputKind, Output, OutputKind
+from supervisor.worker import layout
+from supervisor.worker.journal import Journal, JournalCorrupt, create_journal
+from supervisor.worker.layout import (
+    Layout,
+)
+from supervisor.worker.mailbox import PURE
+from supervisor.worker.records import Commit, Input, InputKind, Output, OutputKind
 from tests.chaos import COUNTING, board, census
 
 LARGE = 'name: large, device: "tests.devices.naughty:Large", backoff: {max: 0s}'
 STORES_OF_A_REQUEST = 30  # more than one commit with its publication makes
+HALVES = {"python": "1", "compiled": ""}  # of the mailbox, and what TUBEVISOR_PURE is set to for them
 
 
 @pytest.mark.chaos
+@pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("kill_at", range(1, STORES_OF_A_REQUEST))
-def test_given_kill_before_each_store_counts_replies_and_outputs_are_exact(kill_at: int) -> None:
+def test_given_kill_before_each_store_counts_replies_and_outputs_are_exact(
+    kill_at: int, half: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Dying before the n-th store of header, registers, ring or slot loses and doubles nothing."""
+    monkeypatch.setenv(PURE, HALVES[half])
     device = f'device: "tests.devices.naughty:Sabotaged", options: {{kill_at: {kill_at}}}'
     config = board(f"name: counter, {device}, backoff: {{max: 0s}}, poison: 2")
     with census(), Supervisor(config) as sup:

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Sequence
 
 import psutil
 import pytest
@@ -22,8 +23,11 @@ from supervisor.errors import (
 )
 from supervisor.events import DeviceCrashed, DeviceKilled, InputGivenUp, Record
 from supervisor.host import Supervisor
+from supervisor.launch import launcher
 from supervisor.launch.launcher import Launcher
+from supervisor.launch.spawn import ZygoteProcess
 from supervisor.remote import RemoteHandle
+from supervisor.tube import Descriptor
 from supervisor.worker.records import InputKind
 from tests.chaos import COUNTING, board, census, living_descendants
 
@@ -159,16 +163,41 @@ def test_given_register_map_that_cannot_be_the_worker_is_ended(lie: str) -> None
         pass
 
 
+def _lose_zygote(sup: Supervisor) -> None:
+    """Kills the zygote; returns when every device has been restarted."""
+    zygote = sup.zygote_pid
+    assert zygote is not None
+    os.kill(zygote, signal.SIGKILL)
+    while any(device.restarts == 0 for device in sup.devices.values()):
+        assert sup.outcome is None
+        sup.dispatch(1)
+
+
 def test_given_zygote_killed_every_devices_death_is_forgiven() -> None:
     """One kill -9 of the zygote takes all workers along, and spends no budget."""
     devices = [f'name: d{n}, device: "tests.devices.counting:Counting"' for n in range(6)]
     with census(), Supervisor(board(*devices, supervisor="intensity: 2, period: 60s")) as sup:
-        zygote = sup.zygote_pid
-        assert zygote is not None
-        os.kill(zygote, signal.SIGKILL)
-        while any(sup[f"d{n}"].restarts == 0 for n in range(6)):
-            sup.dispatch(1)
+        _lose_zygote(sup)
         assert sup.outcome is None
+
+
+def test_given_zygote_killed_while_it_forks_every_devices_death_is_forgiven(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who is being forked has a copy of the zygote's end of the Tube, so that this is not hung up on yet."""
+    copies = []
+
+    class Copied(ZygoteProcess):
+        def __init__(self, tube_fd: int, preload: Sequence[str]) -> None:
+            copies.append(Descriptor(os.dup(tube_fd)))
+            super().__init__(tube_fd, preload)
+
+    monkeypatch.setattr(launcher, "ZygoteProcess", Copied)
+    devices = [f'name: d{n}, device: "tests.devices.counting:Counting"' for n in range(6)]
+    with census(), Supervisor(board(*devices, supervisor="intensity: 2, period: 60s, spares: 0")) as sup:
+        _lose_zygote(sup)
+        for copy in copies:  # or the next one would not hear that we stop
+            copy.close()
 
 
 def test_given_zygote_killed_the_children_of_workers_end_too() -> None:

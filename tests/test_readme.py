@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import CLAIMS_BEGIN, CLAIMS_END, with_claims
+from benchmarks.aims import CLAIMS
+from benchmarks.measure import read_result
 from supervisor.exit_codes import ExitCode
 
 ROOT = Path(__file__).parent.parent
@@ -103,3 +106,14 @@ def test_given_make_targets_of_the_readme_they_exist() -> None:
     """Each ``make`` that is named is a target."""
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make (\w+)`", README)) <= targets
+
+
+def test_given_figures_of_the_readme_they_are_those_of_the_benchmarks() -> None:
+    """The table of what it costs is part of the page, line by line, and made of the same file."""
+    result = read_result(ROOT / "docs" / "benchmarks.json")
+    assert with_claims(README, result) == README
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    lines = README.split(CLAIMS_BEGIN)[1].split(CLAIMS_END)[0].strip().splitlines()
+    assert len(lines) == 2 + len(CLAIMS)
+    for line in lines:
+        assert line in page

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from supervisor.config import Config, parse_config
-from supervisor.errors import DeviceGone, LocalError
+from supervisor.errors import DeviceGone, LocalError, StartFailed
 from supervisor.events import DeviceFailed, DeviceRestarted, OutcomeKind
 from supervisor.host import Supervisor
 from tests.chaos import census, living_descendants
@@ -252,3 +252,19 @@ def test_given_reload_with_more_spares_they_are_kept() -> None:
         sup.reload(_board("a", supervisor="spares: 3"))
         while len(living_descendants()) < before + 3:
             sup.dispatch(0.05)
+
+
+def test_given_device_that_is_configured_while_it_is_added_its_failed_start_is_told_and_it_is_kept() -> None:
+    """Who adds it hears that it has failed; the configuration names it, so it can be started again."""
+    hangs = {"name": "d", "device": "tests.devices.naughty:HangsInStart", "start_timeout": "300ms"}
+
+    def configure() -> None:
+        sup.reload(_board("a", "d"))
+
+    with census(), Supervisor(_board("a")) as sup:
+        sup.call_later(20_000_000, configure)
+        with pytest.raises(StartFailed, match="no Ready within start_timeout"):
+            sup.add_device(hangs)
+        assert sup["d"].state == "failed"
+        sup.start_device("d")
+        assert sup["d"].read(NEXT, 4) == 1

@@ -12,7 +12,7 @@ from supervisor.handle import DeviceHandle, LocalHandle
 from supervisor.host import Supervisor
 from supervisor.remote import RemoteHandle
 from supervisor.seat import Seat
-from supervisor.worker import journal as layout
+from supervisor.worker import layout
 from supervisor.worker.records import InputKind
 from supervisor.worker.session import Launch
 from tests.chaos import board

@@ -286,6 +286,7 @@ def _build_device(section: DeviceSection, group: str = "") -> DeviceConfig:
         on_bad_state=section.on_bad_state,
         vhost_user=None if vhost_user is None else VhostUser(vhost_user.socket, vhost_user.connect),
         env=section.env,
+        standby=section.standby,
         group=group,
     )
 

@@ -203,6 +203,7 @@ class DeviceSection(_Section):
         "fail", description="When the saved state is refused: fail the device, or start it afresh."
     )
     vhost_user: VhostUserSection | None = None
+    standby: bool = Field(False, description="A second process is kept ready to take the device's place.")
     env: dict[str, str] = Field({}, description="Environment variables of the worker.")
 
 

@@ -89,6 +89,8 @@ class DeviceConfig:
     on_bad_state: Literal["fail", "fresh"]
     vhost_user: VhostUser | None
     env: dict[str, str] = field(default_factory=dict)
+    standby: bool = False
+    """A second process is kept ready to take its place."""
     group: str = ""
     """The name of the group it is in; empty: the outermost supervisor."""
 

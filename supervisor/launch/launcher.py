@@ -8,11 +8,9 @@ has died as well, what the kernel still tells (PIDFD_GET_INFO, Linux 6.15), or n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import signal
-import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,17 +20,13 @@ from supervisor.errors import EnvironmentFault, PeerError
 from supervisor.launch.spawn import ZygoteProcess
 from supervisor.messages_pb2 import Fork, ZygoteReport
 from supervisor.tube import Descriptor, Disconnected, ProtoTube, TubeError, TubeSystemError, TubeTimeout
+from supervisor.tube.process import exit_of_the_leaving, exit_of_the_reaped, kill_process_group
 from supervisor.worker.entry import PROTOCOL_VERSION
 
 __all__ = ["Exited", "ForkFailed", "Forked", "LaunchReport", "Launcher", "WorkerProcess"]
 
 ORDERS_IN_FLIGHT = 64  # a default socket queue holds 278 packets; each order carries two descriptors
 ZYGOTE_END_WAIT_S = 2.0  # it ends within milliseconds, unless something that it imports never returns
-PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
-PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info) in its first published size
-PIDFD_INFO_BYTES = 64
-PIDFD_INFO_EXIT = 1 << 3  # in the mask, the first 8 bytes
-PIDFD_INFO_EXIT_AT = 60  # the wait status, 32 bits
 
 
 @dataclass(eq=False, slots=True)
@@ -52,6 +46,7 @@ class WorkerProcess:
     spare: bool = False  # was ordered before anybody needed it
     exclusive: bool = True  # what it holds only one process can have: until it is known not to
     noticed_ns: int = 0  # when its death was (host monotonic)
+    left_core: int | None = None  # on which it is being taken apart
 
     def kill(self) -> None:
         """SIGKILL through the pidfd, so that no stranger can be hit. A process that is gone is no error."""
@@ -65,10 +60,7 @@ class WorkerProcess:
         The zygote does the same before it reaps; this is for when the zygote is gone.
         """
         if self.pidfd is not None:
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(
-                    self.pidfd.fileno(), signal.SIGKILL, None, PIDFD_SIGNAL_PROCESS_GROUP
-                )
+            kill_process_group(self.pidfd.fileno())
 
     def close(self) -> None:
         """Closes what we hold of it."""
@@ -120,6 +112,7 @@ class Launcher:
         self._process: Any = None
         self._tube: ProtoTube | None = None
         self._ready = False
+        self._leaving = False  # the kernel says that it does nothing more
 
     @property
     def running(self) -> bool:
@@ -143,13 +136,17 @@ class Launcher:
         return self._tube.fileno()
 
     @property
-    def hung_up(self) -> bool:
-        """True if there is a zygote that has closed its Tube: it is gone, before any of its workers is.
+    def bereft(self) -> bool:
+        """True if the zygote has died, as it has before any worker that dies of that.
 
-        Also where the system does not tell: then :meth:`reports` does.
+        Its Tube need not be at its end by then: a process that it was forking has a copy. Also true where
+        the system does not tell: then :meth:`reports` does.
         """
         if self._tube is None:
             return False
+        self._leaving = self._leaving or exit_of_the_leaving(self._process.pid) is not None
+        if self._leaving:
+            return True
         poller = select.poll()
         poller.register(self._tube.fileno(), 0)
         try:
@@ -177,7 +174,8 @@ class Launcher:
             raise
         finally:
             theirs.close()
-        self._process, self._tube, self._ready = process, ours, False
+        self._process, self._tube = process, ours
+        self._ready = self._leaving = False
 
     def fork(self, *, spare: bool = False) -> WorkerProcess:
         """Orders a worker; :class:`Forked` or :class:`ForkFailed` follows. Starts a zygote if there is none.
@@ -218,6 +216,8 @@ class Launcher:
             try:
                 received = self._tube.recv_proto_with_fds(ZygoteReport, timeout=0, max_fds=1)
             except TubeTimeout:
+                if self._leaving:
+                    found += self._lose_zygote()
                 break
             except Disconnected:
                 found += self._lose_zygote()
@@ -252,7 +252,7 @@ class Launcher:
     def read_exit(self, worker: WorkerProcess) -> int | None:
         """The wait status of a dead worker whose zygote is gone, if the kernel still knows it."""
         if worker.wait_status is None and worker.pidfd is not None:
-            worker.wait_status = _exit_from_pidfd(worker.pidfd.fileno())
+            worker.wait_status = exit_of_the_reaped(worker.pidfd.fileno())
         return worker.wait_status
 
     def forget(self, worker: WorkerProcess) -> None:
@@ -384,16 +384,3 @@ def _refusals(what: str) -> Iterator[None]:
         raise EnvironmentFault(what) from error
     except TubeSystemError as error:
         raise EnvironmentFault(what) from error.__cause__ or error
-
-
-def _exit_from_pidfd(pidfd: int) -> int | None:
-    """ioctl(PIDFD_GET_INFO): the wait status of a process that has been reaped by somebody else."""
-    buffer = bytearray(PIDFD_INFO_BYTES)
-    struct.pack_into("<Q", buffer, 0, PIDFD_INFO_EXIT)
-    try:
-        fcntl.ioctl(pidfd, PIDFD_GET_INFO, buffer)
-    except OSError:
-        return None
-    if not struct.unpack_from("<Q", buffer)[0] & PIDFD_INFO_EXIT:
-        return None
-    return int(struct.unpack_from("<i", buffer, PIDFD_INFO_EXIT_AT)[0])

@@ -8,18 +8,20 @@ it is told in JSON what ``multiprocess`` would have told it in a pickle. It gets
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from multiprocess import context, popen_spawn_posix, spawn, util
-from multiprocess.process import ORIGINAL_DIR
-
+from supervisor.launch.blocking import signals_blocked
 from supervisor.worker.entry import PR_SET_PDEATHSIG
+
+# Its import makes a file, to see where temporary ones can be: who was ended in between left that behind.
+with signals_blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    from multiprocess import context, popen_spawn_posix, spawn, util
+    from multiprocess.process import ORIGINAL_DIR
 
 __all__ = ["ZygoteProcess"]
 
@@ -54,7 +56,8 @@ class _ZygotePopen(popen_spawn_posix.Popen):  # type: ignore[misc]
             command = [spawn.get_executable(), *util._args_from_interpreter_flags(), "-c"]
             command.append(_PROGRAM.format(parent=os.getpid(), told_fd=child_reads, tube_fd=process.tube_fd))
             inherited = [process.tube_fd, child_reads, child_writes]
-            with _signals_of_the_terminal_blocked():
+            # It is born with them blocked: a Ctrl-C would hit it too until it has a session.
+            with signals_blocked(signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP):
                 self.pid = util.spawnv_passfds(spawn.get_executable(), command, inherited)
             self.sentinel = sentinel
             os.close(child_reads)
@@ -68,16 +71,6 @@ class _ZygotePopen(popen_spawn_posix.Popen):  # type: ignore[misc]
             for fd in (child_reads, child_writes, we_write):
                 if fd >= 0:
                     os.close(fd)
-
-
-@contextlib.contextmanager
-def _signals_of_the_terminal_blocked() -> Iterator[None]:
-    """Who is born in here keeps them blocked: a Ctrl-C hits it too until it has a session."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ZygoteProcess(context.SpawnProcess):  # type: ignore[misc]

@@ -21,7 +21,14 @@ from collections.abc import Sequence
 
 from supervisor.messages_pb2 import Fork, ZygoteReport
 from supervisor.tube import Disconnected, ProtoTube, TubeTimeout
-from supervisor.worker.entry import PR_SET_PDEATHSIG, PROTOCOL_VERSION, rehearse, run_worker
+from supervisor.worker.assignment import rehearse
+from supervisor.worker.entry import (
+    PR_SET_PDEATHSIG,
+    PROTOCOL_VERSION,
+    rehearse_for_all,
+    run_worker,
+    settle_for_all,
+)
 
 __all__ = ["zygote_main"]
 
@@ -174,14 +181,26 @@ def _living_children() -> list[int]:
         return []
 
 
+def _open_stdio() -> None:
+    """Nothing to read, nothing to write to but stderr, and that only if the supervisor had one."""
+    null = os.open("/dev/null", os.O_RDWR)
+    try:
+        os.fstat(2)
+        closed = {0, 1}
+    except OSError:
+        closed = {0, 1, 2}
+    for fd in closed - {null}:
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
+
+
 def zygote_main(tube_fd: int, supervisor_pid: int, preload: Sequence[str]) -> None:
     """Entry point of the zygote. ``preload`` names modules that workers will want."""
     os.setsid()  # a Ctrl-C on the terminal is the command's business
     os.set_inheritable(tube_fd, False)
-    null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.close(null)
+    _open_stdio()
+    settle_for_all()
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # While modules are imported nobody looks at the pidfd below. Not for longer: this signal is bound to the
@@ -197,6 +216,8 @@ def zygote_main(tube_fd: int, supervisor_pid: int, preload: Sequence[str]) -> No
                 rehearse(module.DEVICE)
         except Exception as error:  # noqa: BLE001 - the worker that needs it will say so, with its name
             print(f"preload of {name}: {error!r}", file=sys.stderr)  # noqa: T201 - before any logging
+    settle_for_all()  # again: a module may have set itself up
+    rehearse_for_all()
     libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
     gc.collect()
     gc.freeze()

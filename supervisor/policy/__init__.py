@@ -23,11 +23,13 @@ From the bottom: ``states``, ``order``, ``spec``, ``events``, ``records``, ``act
 ``intensity``, ``backoff``, ``strategy`` (rules) · ``table`` (one child's life) · ``draft`` (one supervisor's
 state, and one step's working copy) · ``rising``, ``falling``, ``ending`` (what the table's cells do) ·
 ``views`` (what its door asks) · ``node`` (one supervisor's step) · ``survey`` (the tree of supervisors, and
-what may be asked of it) · ``tree`` (``step``) · ``diagram`` (the docs).
+what may be asked of it) · ``tree`` (``step``) · ``foresight`` (what a death would lead
+to) · ``diagram`` (the docs).
 """
 
 from __future__ import annotations
 
+from supervisor.policy.foresight import comes_back_at_once
 from supervisor.policy.spec import (
     AutoShutdown,
     BackoffSpec,
@@ -79,6 +81,7 @@ __all__ = [
     "Tree",
     "child",
     "children",
+    "comes_back_at_once",
     "count",
     "devices_in",
     "initial",

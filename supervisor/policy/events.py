@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from supervisor.exits import describe_exit
 from supervisor.policy.spec import ChildSpec, SupervisorSpec
 
 __all__ = [
@@ -72,16 +73,12 @@ class ExitReason:
 
     def __str__(self) -> str:
         match self.kind:
-            case ExitKind.EXITED:
-                text = f"exited with code {self.code}"
-            case ExitKind.SIGNALED:
-                text = f"was killed by signal {self.code}"
-            case ExitKind.UNKNOWN:
-                text = "ended for a reason unknown"
             case ExitKind.SHUTDOWN:
                 text = "has shut down"
             case ExitKind.NOT_STARTED:
                 text = "could not be started"
+            case _:
+                text = describe_exit(self.status)
         return f"{text} ({self.detail})" if self.detail else text
 
 

@@ -133,7 +133,8 @@ def fail(draft: Draft, name: str, why: str) -> None:
             why=why,
         )
         draft.report(DeviceFailed(name, why, at_ns=draft.now_ns))
-        if draft.child(name).new or is_passing(draft, name):
+        child = draft.child(name)
+        if (child.new and child.added) or is_passing(draft, name):  # or the configuration names it by now
             draft.ended.append(name)
         no_longer_awaited(draft, name)
         for dependent in reversed(draft.plan.dependents[name]):

@@ -7,8 +7,10 @@ linux/pidfd.h for PIDFD_GET_INFO (6.13), which works without a mounted /proc.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import signal
 import struct
 
 from supervisor.tube.descriptor import Descriptor, Eventfd
@@ -17,6 +19,8 @@ from supervisor.tube.peer import Process
 __all__ = [
     "current_process",
     "exit_of_the_leaving",
+    "exit_of_the_reaped",
+    "kill_process_group",
     "open_pidfd",
     "pidfd_for",
     "process_by_pid",
@@ -24,11 +28,14 @@ __all__ = [
 ]
 
 # _IOWR(0xFF, 11, struct pidfd_info), whose first published size is 64 bytes.
+PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2  # <linux/pidfd.h>, Linux 6.9
 PF_EXITING = 0x4  # of a thread's flags, <linux/sched.h>
 _STAT_BYTES = 4096  # more than all of its fields can take
 _PIDFD_INFO_BYTES = 64
 _PIDFD_GET_INFO = (3 << 30) | (_PIDFD_INFO_BYTES << 16) | (0xFF << 8) | 11
 _PIDFD_INFO_PID = 1
+_PIDFD_INFO_EXIT = 1 << 3  # in the mask, the first 8 bytes; Linux 6.15
+_PIDFD_INFO_EXIT_AT = 60  # the wait status, 32 bits
 _PID_OFFSET = 16  # after mask and cgroupid, u64 each
 
 _current: tuple[int, Process] | None = None
@@ -140,8 +147,28 @@ def pidfd_for(process: Process | None) -> Descriptor | None:
 os.register_at_fork(after_in_child=_forget_current_process)
 
 
-def exit_of_the_leaving(pid: int) -> int | None:
-    """The wait status of a process whose last thread is on its way out; ``None`` while any may run on.
+def exit_of_the_reaped(pidfd: int) -> int | None:
+    """The wait status of a process that somebody has waited for; ``None`` if nobody has, or the kernel does
+    not tell (before Linux 6.15)."""
+    info = bytearray(_PIDFD_INFO_BYTES)
+    struct.pack_into("<Q", info, 0, _PIDFD_INFO_EXIT)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    if not struct.unpack_from("<Q", info)[0] & _PIDFD_INFO_EXIT:
+        return None
+    return int(struct.unpack_from("<i", info, _PIDFD_INFO_EXIT_AT)[0])
+
+
+def kill_process_group(pidfd: int) -> None:
+    """SIGKILL to all in the process group that a process has led, dead or not. Nothing before Linux 6.9."""
+    with contextlib.suppress(OSError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL, None, PIDFD_SIGNAL_PROCESS_GROUP)
+
+
+def exit_of_the_leaving(pid: int) -> tuple[int, int] | None:
+    """(Wait status, core) of a process whose last thread is on its way out; ``None`` while any may run on.
 
     ``pid`` must be a child's, or somebody else's who has not been waited for. A thread that is marked as
     exiting (PF_EXITING, proc_pid_stat(5)) never returns to user mode, and no system call of its is under way.
@@ -154,5 +181,5 @@ def exit_of_the_leaving(pid: int) -> int | None:
             os.close(stat)
     except OSError:
         return None
-    flags, threads, status = int(fields[6]), int(fields[17]), int(fields[49])
-    return status if flags & PF_EXITING and threads == 1 else None
+    flags, threads, core, status = int(fields[6]), int(fields[17]), int(fields[36]), int(fields[49])
+    return (status, core) if flags & PF_EXITING and threads == 1 else None

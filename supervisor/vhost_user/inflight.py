@@ -26,6 +26,7 @@ it is about to write.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 from supervisor.errors import PeerError
 
@@ -63,10 +64,10 @@ def heads_in_flight(region: bytes, desc_num: int) -> list[tuple[int, int]]:
     For somebody who only looks on: a request that was published already may still be marked.
     """
     found = []
-    for head in range(min(desc_num, (len(region) - HEADER_BYTES) // STATE_BYTES)):
+    count = min(desc_num, (len(region) - HEADER_BYTES) // STATE_BYTES)
+    for head in compress(range(count), region[HEADER_BYTES::STATE_BYTES]):
         at = HEADER_BYTES + STATE_BYTES * head
-        if region[at]:
-            found.append((int.from_bytes(region[at + 8 : at + 16], "little"), head))
+        found.append((int.from_bytes(region[at + 8 : at + 16], "little"), head))
     return found
 
 
@@ -110,7 +111,7 @@ class InflightLog:
         published = (used_idx - words[_USED_IDX]) & 0xFFFF
         batch = self._batch(published)
         done = set(batch)
-        marked = [head for head in range(self.desc_num) if marks[HEADER_BYTES + STATE_BYTES * head]]
+        marked = compress(range(self.desc_num), bytes(marks[HEADER_BYTES::STATE_BYTES]))
         left = sorted((head for head in marked if head not in done), key=self.counter_of)
         counter = self.counter_of(left[-1]) + 1 if left else 0
         if counter > MAX_COUNTER:

@@ -19,25 +19,16 @@ import msgspec
 
 from supervisor.device import NO_ALARM
 from supervisor.memory.fence import FENCE
-from supervisor.worker import journal as layout
-from supervisor.worker.journal import (
-    COMMIT,
-    HANDLING,
-    IRQ_LEVELS,
-    NEXT_ALARM,
-    OUTPUT_END,
-    PUBLISHED,
+from supervisor.worker import layout
+from supervisor.worker.journal import Journal
+from supervisor.worker.layout import (
     SLOT,
-    WANTED,
-    Commit,
-    Journal,
 )
-from supervisor.worker.records import OutputKind
+from supervisor.worker.mailbox import LACKS_ROOM, RING
+from supervisor.worker.records import Commit
 from supervisor.worker.session import Session
 
 __all__ = ["Committer", "Waiting", "unpack_state"]
-
-REPLY = int(OutputKind.REPLY)  # the last kind of output that somebody waits for
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(tuple[dict[int, int], bytes]).decode
@@ -63,64 +54,40 @@ class Committer:
 
     def __init__(self, journal: Journal, answer_fd: int, waiting: Waiting) -> None:
         self.applied = 0
-        self._output_end = 0
         self._answer_fd = answer_fd
         self._waiting = waiting
-        self.use(journal)
+        self._take(journal)
 
     def use(self, journal: Journal) -> None:
-        """Commits into ``journal`` from now on."""
-        self.journal = journal
-        self.words = journal.words
+        """Commits into ``journal``, a larger copy of the one before, from now on."""
+        journal.mailbox.output_end = self.mailbox.output_end
+        self._take(journal)
+
+    def _take(self, journal: Journal) -> None:
+        self.journal, self.words, self.mailbox = journal, journal.words, journal.mailbox
+        self._commit = journal.mailbox.commit
 
     def go_on_from(self, commit: Commit) -> None:
         """Takes up where the worker before this one has left."""
         self.applied = commit.applied
-        self._output_end = commit.output_end
+        self.mailbox.output_end = commit.output_end
 
     def commit(self, session: Session, applied: int) -> None:
         """Makes everything up to ``applied`` happen at once, then shows it. Raises what ``snapshot`` does."""
         device, alarms = session.device, session.alarms
-        packed = _pack((alarms, device.snapshot()))
-        self.words[HANDLING] = 0  # from here on no input is to blame
         outputs, registers = session.outputs, session.register_bytes
-        state_needs = SLOT.size + len(registers) + len(packed)
-        end = self._output_end
-        if outputs or state_needs > self.journal.layout.state_bytes:
-            output_needs = sum([self.journal.output_needs(output) for output in outputs])
-            self._make_room(output_needs, state_needs, len(session.words))
-            for output in outputs:
-                end = self.journal.put_output(end, output)
+        packed = _pack((alarms, device.snapshot()))
         next_alarm_ns = session.next_alarm_ns if alarms else NO_ALARM
-        levels = session.irq_levels
-        commit = self.words[COMMIT] + 1
-        state = applied, end, levels, next_alarm_ns, device.state_version, registers, packed
-        self.journal.write_slot(commit, tuple.__new__(Commit, state))
-        self.words[COMMIT] = commit
+        levels, version = session.irq_levels, device.state_version
+        rings = self._commit(outputs, registers, packed, applied, levels, next_alarm_ns, version)
+        while rings == LACKS_ROOM:
+            output_needs = sum([self.journal.output_needs(output) for output in outputs])
+            self._make_room(output_needs, SLOT.size + len(registers) + len(packed), len(session.words))
+            rings = self._commit(outputs, registers, packed, applied, levels, next_alarm_ns, version)
         self.applied = applied
-        self._output_end = end
-        noteworthy = False  # replies are not: who waits for one says so
-        for kind, _detail, _number, _payload in outputs:
-            noteworthy |= kind > REPLY
-        outputs.clear()
-        self._show(session.words, levels, next_alarm_ns, noteworthy=noteworthy)
-
-    def _show(self, registers: memoryview, levels: int, next_alarm_ns: int, *, noteworthy: bool) -> None:
-        """What has been committed is seen from here on; the number of the last input last of all."""
-        words = self.words
-        self.journal.registers[: len(registers)] = registers
-        noteworthy |= words[NEXT_ALARM] != next_alarm_ns
-        words[IRQ_LEVELS] = levels
-        words[NEXT_ALARM] = next_alarm_ns
-        words[OUTPUT_END] = self._output_end
-        words[PUBLISHED] = self.applied
-        if FENCE is None:
-            noteworthy = True
-        else:
-            with FENCE:
-                pass
-        wanted = words[WANTED]
-        if noteworthy or (wanted and wanted <= self.applied):
+        if outputs:
+            outputs.clear()
+        if rings == RING:
             self._ring()
 
     def _ring(self) -> None:
@@ -138,14 +105,14 @@ class Committer:
             )
         while True:
             words = self.words
-            used = self._output_end - words[layout.CONSUMED]
+            used = self.mailbox.output_end - words[layout.CONSUMED]
             if used + output_bytes <= self.journal.layout.output_bytes:
                 return
             words[layout.WORKER_SLEEPS] = 1
             if FENCE is not None:
                 with FENCE:
                     pass
-            if used == self._output_end - words[layout.CONSUMED]:
+            if used == self.mailbox.output_end - words[layout.CONSUMED]:
                 self._ring()
                 self._waiting.wait_for_bell()
             words[layout.WORKER_SLEEPS] = 0

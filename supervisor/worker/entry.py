@@ -1,6 +1,6 @@
 """From a freshly forked process to a serving device: what a worker does with its life.
 
-fork → own session, bound to the zygote's life → Hello → Assign → class, options, state → Ready → serve.
+fork → own session, bound to the zygote's life → Hello → Assign → (a standby waits) → Ready → serve.
 
 A worker owns three descriptors when it is born: its end of the Tube, and the log pipe as stdout and stderr.
 The last words of one that fails (phase, exception, traceback) go through the Tube; it then exits with 1.
@@ -11,43 +11,36 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
-import functools
 import gc
-import importlib
-import json
-import logging
 import os
-import resource
 import signal
 import sys
 import time
 import traceback
 from typing import Any
 
-import msgspec
-
-from supervisor.device import Device, Ignore
+from supervisor.device import Ignore
 from supervisor.errors import LocalError, TubevisorError
-from supervisor.messages_pb2 import Assign, Failed, Ready, SupervisorMessage, WorkerMessage
+from supervisor.messages_pb2 import Begin, SupervisorMessage, WorkerMessage
 from supervisor.tube import Disconnected, FlushOnDropTube, ProtoTube, TubeError, TubeTimeout
-from supervisor.worker.journal import Journal
+from supervisor.worker.assignment import PR_SET_NAME, Prepared, begin, name_process, prepare
 from supervisor.worker.rehearsal import rehearse_life
-from supervisor.worker.runtime import DeviceCrashed, Runtime
-from supervisor.worker.session import Launch, Session, build_options
+from supervisor.worker.runtime import DeviceCrashed
 
-__all__ = ["PROTOCOL_VERSION", "rehearse", "run_worker"]
+__all__ = ["PROTOCOL_VERSION", "rehearse_for_all", "run_worker", "settle_for_all"]
 
 PROTOCOL_VERSION = 1
 EXIT_CRASHED = 1
 EXIT_ORPHANED = 3  # the supervisor went away
 LAST_WORDS_WAIT_S = 1.0  # until the supervisor has taken them: it is busy, or stopped, or gone
 PR_SET_PDEATHSIG = 1
-PR_SET_NAME = 15
+PR_GET_NAME, NAME_BYTES = 16, 16
+SIGKILL = int(signal.SIGKILL)
 TUBE_FD = 3
 FIRST_FREE_FD = 4  # 0 to 2 are stdio, 3 is the Tube
+LIVES_FOR_ALL = 4  # after which nearly all code that they share has its final shape: 20 ms
 MAX_PASSED_FDS = 253  # what one packet can carry
 
-_descriptions: dict[type[Device], Ready] = {}  # filled in the zygote, by ``rehearse``
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -103,26 +96,31 @@ def run_worker(tube_fd: int, log_fd: int, ticket: int, zygote_pid: int, *, rehea
         os._exit(code)
 
 
-def _settle_in(tube_fd: int, log_fd: int, zygote_pid: int) -> None:
-    """Own session, death with the zygote, clean signals, and no descriptor but one's own."""
-    os.setsid()
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != zygote_pid:
-        os._exit(EXIT_ORPHANED)  # it died before the line above could bind us to it
+def settle_for_all() -> None:
+    """What every worker would do for itself, done in the zygote: signals as at first, stdio's objects.
+
+    Behind its descriptors 0 to 2 a worker has other files, and the same objects for them.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    null = os.open("/dev/null", os.O_RDWR)
-    kept = os.dup(tube_fd), os.dup(log_fd)
-    os.dup2(null, 0)
-    os.dup2(kept[1], 1)
-    os.dup2(kept[1], 2)
-    os.dup2(kept[0], TUBE_FD, inheritable=False)
-    _close_from(FIRST_FREE_FD)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the life of the process
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     faulthandler.enable(sys.stderr)
+
+
+def _settle_in(tube_fd: int, log_fd: int, zygote_pid: int) -> None:
+    """Own session, death with the zygote, and no descriptor but one's own; the zygote's stdin is nothing."""
+    os.setsid()
+    _libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    if os.getppid() != zygote_pid:
+        os._exit(EXIT_ORPHANED)  # it died before the line above could bind us to it
+    kept = os.dup(tube_fd), os.dup(log_fd)
+    os.dup2(kept[1], 1)
+    os.dup2(kept[1], 2)
+    os.dup2(kept[0], TUBE_FD, inheritable=False)
+    _close_from(FIRST_FREE_FD)
 
 
 def _close_from(lowest: int) -> None:
@@ -144,13 +142,20 @@ def _live(tube: _Tube) -> int:
     if message.WhichOneof("body") == "witness":
         from supervisor.worker.witness import serve_as_witness  # one process of them all
 
-        _name_process("witness")
+        name_process("witness")
         serve_as_witness(tube, descriptors[0].fileno())
     if message.WhichOneof("body") != "assign":
         return 0  # asked to stop while it was a spare
-    assign = message.assign
     try:
-        runtime = _build(tube, message.generation, assign, descriptors)
+        prepared = prepare(tube, message.generation, message.assign, descriptors)
+        moment = message.assign.begin
+        if not message.assign.HasField("begin"):
+            told = _stand_by(tube, message.generation, prepared)
+            if told is None:
+                return 0
+            message, moment = told, told.begin
+            prepared.heard_ns = time.monotonic_ns()
+        runtime = begin(tube, message.generation, prepared, moment)
         runtime.serve()
     except DeviceCrashed as crash:
         _say_last_words(tube, message.generation, crash)
@@ -167,6 +172,28 @@ def _live(tube: _Tube) -> int:
     tube.tell(stopped)
     runtime.close()
     return 0
+
+
+def _stand_by(tube: _Tube, generation: int, prepared: Prepared) -> SupervisorMessage | None:
+    """Waits until the predecessor is dead and the supervisor says so, or has allowed to go on without that.
+
+    ``None``: nobody is needed any more.
+    """
+    ready = WorkerMessage(generation=generation)
+    ready.standing_by.SetInParent()
+    tube.tell(ready)
+    heir = prepared.heir
+    while heir is not None and heir.await_bell(tube.fileno()):
+        claimed = heir.claim(prepared.journal)
+        if claimed is not None:
+            ended, now_ns = claimed
+            word = Begin(restart_count=generation - 1, last_exit=ended, now_ns=now_ns)
+            return SupervisorMessage(generation=generation, begin=word)
+    if heir is not None:
+        heir.close()
+        prepared.heir = None  # who is told to begin has nothing to note
+    heard = tube.hear(None)
+    return heard[0] if heard is not None and heard[0].WhichOneof("body") == "begin" else None
 
 
 def _say_hello(tube: _Tube, ticket: int) -> None:
@@ -195,146 +222,14 @@ def _say_last_words(tube: _Tube, generation: int, crash: DeviceCrashed) -> None:
     tube.tell(words)
 
 
-def _build(tube: _Tube, generation: int, assign: Assign, descriptors: list[Any]) -> Runtime:
-    """Turns this process into the device that ``assign`` describes; says Ready."""
-    assigned_ns = time.monotonic_ns()
-    with _phase(Failed.PHASE_ASSIGN):
-        _apply_surroundings(assign)
-        journal = Journal.attach(descriptors[0].fileno())
-        descriptors[0].close()
-        doorbell, answer = descriptors[1].detach(), descriptors[2].detach()
-        queues_at = 3 + len(assign.passed_names)
-        named = zip(assign.passed_names, descriptors[3:queues_at], strict=True)
-        passed = {name: held.detach() for name, held in named}
-    with _phase(Failed.PHASE_IMPORT):
-        device_class = _find_class(assign.device_class)
-    with _phase(Failed.PHASE_OPTIONS):
-        options = msgspec.msgpack.decode(assign.options_msgpack)
-        launch = Launch(
-            name=assign.name,
-            options=options,
-            restarts=assign.restart_count,
-            last_exit=assign.last_exit,
-            passed=passed,
-        )
-        runtime = Runtime(
-            tube,
-            generation,
-            journal,
-            doorbell_fd=doorbell,
-            answer_fd=answer,
-            heartbeat_every_ns=assign.heartbeat_every_ns,
-        )
-        free_before = _lowest_free_descriptor()
-        try:
-            session = Session(device_class, launch, runtime)
-        except LocalError:
-            raise
-        except Exception as error:
-            raise DeviceCrashed(Failed.PHASE_START) from error
-    if assign.HasField("attach"):
-        runtime.attach_when_ready(assign.attach, descriptors[queues_at:])
-    started_ns = time.monotonic_ns()
-    runtime.adopt(session, now_ns=assign.now_ns, fresh=assign.start_fresh)
-    ready = WorkerMessage(generation=generation)
-    ready.ready.CopyFrom(_describe(device_class))
-    ready.ready.assigned_ns, ready.ready.started_ns = assigned_ns, started_ns
-    ready.ready.restored_ns = time.monotonic_ns()
-    device: Any = session.device
-    if hasattr(device, "offer"):  # a virtio device: what it offers is known once it has started
-        device.offer(ready.ready.virtio)
-    exclusive = device.exclusive
-    if exclusive is None:
-        opened = set(range(free_before, _lowest_free_descriptor()))
-        exclusive = bool(opened - runtime.kept)
-    ready.ready.lifeline = not exclusive and runtime.hold_lifeline()
-    tube.tell(ready)
-    return runtime
+def rehearse_for_all() -> None:
+    """Lives a worker's life, in the zygote, so that what it leaves in memory is there for every fork.
 
-
-def _lowest_free_descriptor() -> int:
-    """The number that the next one to be opened will have: what was opened since fills those below it."""
-    lowest = os.dup(0)
-    os.close(lowest)
-    return lowest
-
-
-def _find_class(name: str) -> type[Device]:
-    module_name, _, attribute = name.partition(":")
-    module = sys.modules.get(module_name) or importlib.import_module(module_name)
-    found = getattr(module, attribute, None)
-    if found is None:
-        raise LocalError(f"module {module_name} has no {attribute}")
-    if not (isinstance(found, type) and issubclass(found, Device)):
-        raise LocalError(f"{name} is not a subclass of supervisor.Device but {found!r}")
-    return found
-
-
-def rehearse(device_class: type[Device]) -> None:
-    """Does, in the zygote, what every worker of this class would do again: its description, its options.
-
-    msgspec keeps what it has learnt about a class, so a forked worker finds both done: a third of the time
-    from Assign to Ready.
+    The interpreter rewrites code as it comes to know it (PEP 659) and fills caches of its own: in each worker
+    for itself those would be copies of pages that they now share. The log stays as a worker's is.
     """
-    _describe(device_class)
-    with contextlib.suppress(LocalError):  # options that have no default
-        build_options(device_class, {})
-
-
-def _describe(device_class: type[Device]) -> Ready:
-    known = _descriptions.get(device_class)
-    if known is not None:
-        return known
-    schema = {} if device_class.Options is None else msgspec.json.schema(device_class.Options)
-    _descriptions[device_class] = known = Ready(
-        register_map_msgpack=msgspec.msgpack.encode(device_class.sheet.map()),
-        option_schema_json=json.dumps(schema).encode(),
-        state_version=device_class.state_version,
-    )
-    return known
-
-
-def _apply_surroundings(assign: Assign) -> None:
-    _name_process(assign.name)
-    if assign.environment:
-        os.environ.update(assign.environment)
-    os.umask(assign.umask)
-    if assign.working_directory:
-        os.chdir(assign.working_directory)
-    for limit, field in ((resource.RLIMIT_NOFILE, "open_files"), (resource.RLIMIT_DATA, "data_bytes")):
-        if assign.limits.HasField(field):  # type: ignore[arg-type]  # the names above
-            value = getattr(assign.limits, field)
-            resource.setrlimit(limit, (value, value))
-    root = logging.getLogger()
-    root.handlers[:] = [_log_handler()]
-    root.setLevel(assign.log_level)
-
-
-@functools.cache
-def _log_handler() -> logging.Handler:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_PriorityFormatter("%(message)s"))
-    return handler
-
-
-def _name_process(name: str) -> None:
-    _libc.prctl(PR_SET_NAME, f"tv:{name}".encode()[:15], 0, 0, 0)
-
-
-class _PriorityFormatter(logging.Formatter):
-    """Marks each line with its level as ``<n>``, as sd-daemon(3) does, so that the supervisor can sort it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        mark = f"<{record.levelno}>"
-        return "\n".join(mark + line for line in text.splitlines() or [""])
-
-
-@contextlib.contextmanager
-def _phase(phase: Failed.Phase.ValueType) -> Any:
-    try:
-        yield
-    except (Disconnected, DeviceCrashed, Ignore):
-        raise
-    except (Exception, TubevisorError) as error:
-        raise DeviceCrashed(phase) from error
+    name = ctypes.create_string_buffer(NAME_BYTES)
+    _libc.prctl(PR_GET_NAME, name, 0, 0, 0)
+    with contextlib.suppress(OSError, TubevisorError):  # refused: then each worker learns for itself
+        rehearse_life(lambda tube: _live(_Tube(tube)), LIVES_FOR_ALL)
+    _libc.prctl(PR_SET_NAME, name, 0, 0, 0)

@@ -30,44 +30,45 @@ import fcntl
 import mmap
 import os
 import struct
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from supervisor.device import NO_ALARM
 from supervisor.errors import PeerError
 from supervisor.worker import lifeline
-from supervisor.worker.records import Input, InputKind, Output
+from supervisor.worker.layout import (
+    COMMIT,
+    CONSUMED,
+    DROPS_ALARMS,
+    HEADER_BYTES,
+    HEADER_WORDS,
+    INPUT_BYTES,
+    INPUT_SLOTS,
+    INPUT_WORDS,
+    JOURNAL_BYTES_MAX,
+    KIND_SHIFT,
+    LIFELINE_AT,
+    MAGIC,
+    MAGIC_WORD,
+    NEXT_ALARM,
+    OUT_OF_LINE,
+    OUTPUT,
+    OUTPUT_BYTES,
+    OUTPUT_END,
+    REGISTER_WORDS,
+    SIZE_SHIFT,
+    SLOT,
+    SLOTS_SHIFT,
+    STATE_BYTES,
+    SUBMITTED,
+    Layout,
+    input_head,
+)
+from supervisor.worker.mailbox import open_mailbox
+from supervisor.worker.records import Commit, Input, InputKind, Output
 
-__all__ = ["Commit", "Journal", "JournalCorrupt", "Layout", "create_journal", "input_head"]
+__all__ = ["Journal", "JournalCorrupt", "create_journal"]
 
-MAGIC = 0x314C4E524A425554  # "TUBJRNL1"
-HEADER_BYTES = 4096
-
-# Words of the header. The supervisor writes the first group, the worker the second.
-(MAGIC_WORD, REGISTER_WORDS, INPUT_SLOTS, OUTPUT_BYTES, STATE_BYTES) = range(5)
-(SUBMITTED, CONSUMED, WANTED) = range(8, 11)
-(COMMIT, PUBLISHED, OUTPUT_END, WORKER_SLEEPS, HEARTBEAT, IRQ_LEVELS, NEXT_ALARM, HANDLING) = range(16, 24)
-
-HEADER_WORDS = 24
-LIFELINE_AT = 2048  # the mutex that tells of the worker's death, on cache lines of its own
-
-INPUT_WORDS = 4  # stamp_ns, head, value, payload bytes: a posted write is half a cache line
-INPUT_BYTES = 8 * INPUT_WORDS
-SLOTS_SHIFT, KIND_SHIFT, SIZE_SHIFT = 32, 48, 56  # in the head, above the offset's 32 bits
-DROPS_ALARMS = 0x80  # beside a record's kind: alarms that are due before it are dropped instead of fired
-FIRING = 1 << 63  # beside HANDLING: not the input itself but the alarms due before it are at work
-OUT_OF_LINE = 1 << 63  # in "payload bytes": the payload comes through the Tube
-OUTPUT = struct.Struct("<IHHQ")  # payload bytes, kind, detail, number
 _input = struct.Struct("=4Q").unpack_from
 _new = tuple.__new__  # what a NamedTuple's own constructor does, at a third of the price
-SLOT = struct.Struct("<QQQQQQQ")  # applied, output end, irq levels, next alarm, state version, sizes (2)
-
-REGISTER_WORDS_DEFAULT = 512  # one page: the largest built-in data sheet has some 150 words
-INPUT_SLOTS_DEFAULT = 1024  # a burst of posted writes; 32 KiB, touched by and by
-OUTPUT_BYTES_DEFAULT = 32768
-STATE_BYTES_DEFAULT = 8192
-JOURNAL_BYTES_MAX = 1 << 30  # a state over 256 MiB is a mistake of the device
-
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -75,54 +76,11 @@ class JournalCorrupt(PeerError):
     """The worker wrote something into its journal that cannot be."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """The sizes of a journal's parts."""
-
-    register_words: int = REGISTER_WORDS_DEFAULT
-    input_slots: int = INPUT_SLOTS_DEFAULT
-    output_bytes: int = OUTPUT_BYTES_DEFAULT
-    state_bytes: int = STATE_BYTES_DEFAULT
-
-    @property
-    def inputs_at(self) -> int:
-        """Where the input ring begins, in bytes."""
-        return HEADER_BYTES + 8 * self.register_words
-
-    @property
-    def outputs_at(self) -> int:
-        """Where the output ring begins, in bytes."""
-        return self.inputs_at + INPUT_BYTES * self.input_slots
-
-    def slot_at(self, commit: int) -> int:
-        """Where the state of commit number ``commit`` lies, in bytes."""
-        return self.outputs_at + self.output_bytes + (commit & 1) * self.state_bytes
-
-    @property
-    def total_bytes(self) -> int:
-        """The size of the whole journal, in bytes."""
-        return self.slot_at(0) + 2 * self.state_bytes
-
-
-class Commit(NamedTuple):
-    """A device's state after the inputs below ``applied``; ``state`` is runtime and device state, packed.
-
-    ``registers`` are their words as bytes.
-    """
-
-    applied: int
-    output_end: int
-    irq_levels: int
-    next_alarm_ns: int
-    state_version: int
-    registers: bytes | memoryview
-    state: bytes
-
-
 class Journal:
     """A mapped journal: positions, records and commits, without any policy.
 
-    ``words`` is the header, ``registers`` the published register words (both as 64-bit words).
+    ``words`` is the header, ``registers`` the published register words (both as 64-bit words), ``mailbox``
+    the hot path.
     """
 
     def __init__(self, fd: int, layout: Layout) -> None:
@@ -139,6 +97,7 @@ class Journal:
         self._inputs_at = layout.inputs_at
         self._outputs_at = layout.outputs_at
         self._output_mask = layout.output_bytes - 1
+        self.mailbox = open_mailbox(self, self._map)
 
     @classmethod
     def attach(cls, fd: int) -> Journal:
@@ -170,6 +129,7 @@ class Journal:
         """Unmaps. The views must not be used any more."""
         if self._lifeline:
             lifeline.give_back(self._lifeline)
+        self.mailbox.release()
         self.words.release()
         self.registers.release()
         self.inputs.release()
@@ -213,6 +173,10 @@ class Journal:
             payload = self._copy_out(self._inputs_at, self._input_span, (number + 1) * INPUT_BYTES, length)
         record = Input(number, kind, stamp_ns, head & 0xFFFFFFFF, size, value, payload)
         return record, number + slots, out_of_line
+
+    def stamp_of(self, number: int) -> int:
+        """The guest time (ns) at which the record at ``number`` was submitted."""
+        return self.inputs[self._input_word(number)]
 
     def drops_alarms(self, number: int) -> bool:
         """True if alarms that are due before the record at ``number`` are given up."""
@@ -318,9 +282,11 @@ class Journal:
         begin, end = self.layout.inputs_at, self.layout.outputs_at
         at = other.layout.inputs_at
         other.bytes[at : at + end - begin] = self.bytes[begin:end]
-        position = ours[CONSUMED]
-        while position < ours[OUTPUT_END]:
-            output, after = self.get_output(position, ours[OUTPUT_END])
+        position, end = ours[CONSUMED], ours[OUTPUT_END]
+        if not 0 <= end - position <= self.layout.output_bytes:
+            raise JournalCorrupt(f"outputs from {position} to {end}")
+        while position < end:
+            output, after = self.get_output(position, end)
             other.put_output(position, output)
             position = after
         state = self.read_commit()
@@ -347,11 +313,6 @@ class Journal:
         first = min(length, span - at)
         data = self._map[base + at : base + at + first]
         return data if first == length else data + self._map[base : base + length - first]
-
-
-def input_head(kind: int, offset: int, size: int, slots: int = 1) -> int:
-    """The second word of an input's record."""
-    return offset | slots << SLOTS_SHIFT | kind << KIND_SHIFT | size << SIZE_SHIFT
 
 
 def create_journal(name: str, layout: Layout | None = None) -> tuple[int, Journal]:

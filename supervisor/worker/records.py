@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["IRQ_LINES", "Input", "InputKind", "Output", "OutputKind"]
+__all__ = ["IRQ_LINES", "Commit", "Input", "InputKind", "Output", "OutputKind"]
 
 IRQ_LINES = 64  # of one device: levels travel as one 64-bit word
 
@@ -54,3 +54,18 @@ class Output(NamedTuple):
     detail: int
     number: int
     payload: bytes
+
+
+class Commit(NamedTuple):
+    """A device's state after the inputs below ``applied``; ``state`` is runtime and device state, packed.
+
+    ``registers`` are their words as bytes.
+    """
+
+    applied: int
+    output_end: int
+    irq_levels: int
+    next_alarm_ns: int
+    state_version: int
+    registers: bytes | memoryview
+    state: bytes

@@ -3,8 +3,8 @@
 A fork shares its pages with the zygote, and each is looked up, and most are copied, when the fork first
 touches it. From Assign to a device that serves these are some thousand, of interpreter and of objects, which
 is nearly all of the time that this takes. A spare has that time: it sends itself what a supervisor would send
-it, and lives by it twice, the second time with the state of the first. The words are real, only the device is
-ours: no code of a user's runs before there is a device to run it for.
+it, and lives by it. The words are real, only the device is ours: no code of a user's runs before there is a
+device to run it for. The zygote rehearses as well, once for all of its workers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from dataclasses import dataclass
 import msgspec
 
 from supervisor.device import Context, Device
-from supervisor.messages_pb2 import Assign, SupervisorMessage
+from supervisor.messages_pb2 import Assign, Begin, SupervisorMessage
 from supervisor.tube import ProtoTube
-from supervisor.worker import journal as layout
+from supervisor.worker import layout
+from supervisor.worker.doorbell import make_doorbell
 from supervisor.worker.journal import create_journal
 from supervisor.worker.records import Input, InputKind
 
@@ -30,7 +31,6 @@ __all__ = ["STAGE", "Understudy", "rehearse_life"]
 STAGE = "supervisor.worker.virtio_rehearsal"
 """The module that has a virtio device to rehearse with: where the zygote has imported it, it is used."""
 
-LIVES = 2
 NAME = "rehearsal"
 
 
@@ -55,9 +55,10 @@ class Understudy(Device):
         return request
 
 
-def rehearse_life(live: Callable[[ProtoTube], object]) -> None:
+def rehearse_life(live: Callable[[ProtoTube], object], lives: int = 1) -> None:
     """Has ``live``, a worker's life after its Hello, go through all of it, with a Tube that says what to do.
 
+    As often as there are ``lives``, each after the first with the state of the one before.
     Raises what the system refuses; nothing is left behind.
     """
     stage = sys.modules.get(STAGE)
@@ -65,10 +66,11 @@ def rehearse_life(live: Callable[[ProtoTube], object]) -> None:
         fd, journal = create_journal(NAME)
         held.callback(journal.close)
         held.callback(os.close, fd)
-        bells = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
-        for bell in bells:
-            held.callback(os.close, bell)
-        for generation in range(1, LIVES + 1):
+        door, bell = make_doorbell()
+        answer = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        for fd_held in (door, bell, answer):
+            held.callback(os.close, fd_held)
+        for generation in range(1, lives + 1):
             number = journal.words[layout.SUBMITTED]
             for kind in (InputKind.CALL, InputKind.POSTED, InputKind.READ):
                 payload = b"word" if kind == InputKind.CALL else b""
@@ -84,7 +86,7 @@ def rehearse_life(live: Callable[[ProtoTube], object]) -> None:
                 message.assign.attach.CopyFrom(attach)
                 for descriptor in queues:
                     held.callback(os.close, descriptor)
-            director.send_proto(message, (fd, *bells, *queues))
+            director.send_proto(message, (fd, door, answer, *queues))
             message = SupervisorMessage(generation=generation)
             message.stop.SetInParent()
             director.send_proto(message)
@@ -99,8 +101,7 @@ def _assignment(device_class: str, generation: int) -> Assign:
         name=NAME,
         device_class=device_class,
         options_msgpack=msgspec.msgpack.encode({"word": "word"}),
-        restart_count=generation - 1,
-        last_exit="was killed by SIGKILL",
+        begin=Begin(restart_count=generation - 1, last_exit="was killed by SIGKILL"),
         log_level=logging.WARNING,
         umask=mask,
     )

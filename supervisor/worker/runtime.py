@@ -19,19 +19,18 @@ from supervisor.errors import LocalError
 from supervisor.memory.fence import FENCE
 from supervisor.messages_pb2 import Attach, Failed, SupervisorMessage
 from supervisor.tube import TubeError
-from supervisor.worker import journal as layout
+from supervisor.worker import layout
 from supervisor.worker.committer import Committer, unpack_state
 from supervisor.worker.conversation import ControlTube, Conversation
-from supervisor.worker.journal import (
-    HANDLING,
+from supervisor.worker.doorbell import answer_door
+from supervisor.worker.glance import Glance
+from supervisor.worker.journal import Journal, JournalCorrupt
+from supervisor.worker.layout import (
     HEARTBEAT,
     SUBMITTED,
     WORKER_SLEEPS,
-    Commit,
-    Journal,
-    JournalCorrupt,
 )
-from supervisor.worker.records import Input, InputKind
+from supervisor.worker.records import Commit, Input, InputKind
 from supervisor.worker.session import Session
 
 if TYPE_CHECKING:
@@ -42,11 +41,15 @@ __all__ = ["DeviceCrashed", "Runtime"]
 ANSWERED = frozenset(map(int, (InputKind.READ, InputKind.WRITE, InputKind.CALL)))
 BATCH_INPUTS = 64  # posted writes per commit: a commit costs as much as a few device calls
 BATCH_NS = 5_000_000  # so that slow inputs are seen to move, and little is handled again after a death
-SPIN_LOOKS = 40  # looks at the ring between two looks at the clock
 SPIN_MIN_NS = 10_000  # a reply is often followed by a request
 SPIN_MAX_NS = 200_000  # a few times what a wake-up costs
 LOOK_AGAIN_S = 0.001  # store buffers are empty long before, and busy rings never wait so long
 LOOKS_AT_TUBE = 256  # batches after which a busy worker looks whether the supervisor has spoken
+Note = Callable[[list[tuple[int, int, int]]], None]
+
+
+def _note_nothing(_requests: list[tuple[int, int, int]]) -> None:
+    """The supervisor finds what is under way in the in-flight log itself."""
 
 
 class DeviceCrashed(Exception):
@@ -67,16 +70,16 @@ class Runtime:
         generation: int,
         journal: Journal,
         *,
-        doorbell_fd: int,
+        door_fd: int,
         answer_fd: int,
         heartbeat_every_ns: int = 0,
     ) -> None:
         self._conversation = Conversation(tube, generation, self._take_down)
         self._committer = Committer(journal, answer_fd, self)
         self._timeout_s = heartbeat_every_ns / 2e9 if heartbeat_every_ns else None
-        self._bells = doorbell_fd, answer_fd
+        self._door_fd, self._answer_fd = door_fd, answer_fd
         self._epoll = select.epoll()
-        self._epoll.register(doorbell_fd, select.EPOLLIN | select.EPOLLET)
+        self._epoll.register(door_fd, select.EPOLLIN)
         self._epoll.register(tube.fileno(), select.EPOLLIN)
         self._watched: dict[int, Callable[[], None]] = {}
         self.kept: set[int] = set()  # descriptors that the supervisor has, too
@@ -84,6 +87,7 @@ class Runtime:
         self._stopping = False
         self._batch = 1
         self._spin_ns = SPIN_MIN_NS
+        self._glance = Glance()
         self._looks_again = False  # at the rings, before it sleeps for long
         self._session: Session
         self._attachment: Attachment | None = None
@@ -186,24 +190,29 @@ class Runtime:
         if self._attachment is not None:
             self._attachment.close()
         self._committer.journal.close()
-        for fd in self._bells:
+        for fd in (self._door_fd, self._answer_fd):
             os.close(fd)
 
     def _handle_batch(self) -> None:
-        journal, words, session = self._committer.journal, self._committer.words, self._session
-        number = self._committer.applied
-        submitted = words[SUBMITTED]
-        words[HEARTBEAT] += 1
-        begun_ns = time.monotonic_ns()
+        committer, session = self._committer, self._session
+        take, number, submitted = committer.mailbox.take, committer.applied, committer.words[SUBMITTED]
+        begun_ns = time.monotonic_ns() if submitted != number + 1 else 0
         # A young worker begins with one input a commit: if it is one that kills, it is known which.
-        batch, self._batch = self._batch, min(BATCH_INPUTS, 2 * self._batch)
+        batch = self._batch
+        if batch < BATCH_INPUTS:
+            self._batch = 2 * batch
         for _ in range(batch):
-            words[HANDLING] = number + 1
-            record, after, out_of_line = journal.get_input(number)
-            if out_of_line:
-                record = record._replace(payload=self._conversation.payload(number))
-            self._handle(session, record)
-            number = after
+            record = take(number)
+            if record is None:
+                record, number = self._take_payload(number)
+            else:
+                number += 1
+            try:
+                if session.alarms and session.next_alarm_ns <= record.stamp_ns:
+                    self._fire_alarms(session, record)
+                session.apply(record)
+            except Exception as error:
+                raise DeviceCrashed(Failed.PHASE_REQUEST, record.number) from error
             if number == submitted or record.kind in ANSWERED:
                 break
             if time.monotonic_ns() - begun_ns > BATCH_NS:
@@ -213,6 +222,13 @@ class Runtime:
             self._handle_watched(self._attachment.show_inputs)
             self._looks_again = True
             self._commit(number, Failed.PHASE_REQUEST)
+
+    def _take_payload(self, number: int) -> tuple[Input, int]:
+        """(Record ``number``, which has a payload, the number after it)."""
+        record, after, out_of_line = self._committer.journal.get_input(number)
+        if out_of_line:
+            record = record._replace(payload=self._conversation.payload(number))
+        return record, after
 
     def _commit(self, applied: int, phase: Failed.Phase.ValueType) -> None:
         try:
@@ -225,14 +241,6 @@ class Runtime:
     def _commit_meanwhile(self) -> None:
         """In the middle of what a watched descriptor has caused; never in that of an input."""
         self._commit(self._committer.applied, Failed.PHASE_REQUEST)
-
-    def _handle(self, session: Session, record: Input) -> None:
-        try:
-            if session.alarms and session.next_alarm_ns <= record.stamp_ns:
-                self._fire_alarms(session, record)
-            session.apply(record)
-        except Exception as error:
-            raise DeviceCrashed(Failed.PHASE_REQUEST, record.number) from error
 
     def _fire_alarms(self, session: Session, record: Input) -> None:
         """Fires what is due before an input, and says so: an alarm that kills is not the input's fault."""
@@ -248,13 +256,11 @@ class Runtime:
         """Waits for a doorbell, the Tube or a watched descriptor; the heart beats meanwhile."""
         words = self._committer.words
         words[HEARTBEAT] += 1
-        applied = self._committer.applied
+        applied, mailbox = self._committer.applied, self._committer.mailbox
         begun_ns = now_ns = time.monotonic_ns()
         while now_ns - begun_ns < self._spin_ns:
-            for _ in range(SPIN_LOOKS):
-                if words[SUBMITTED] != applied:
-                    return
-            os.sched_yield()  # whoever has work goes first
+            if self._glance.sees(mailbox.await_submitted, applied + 1):
+                return
             if self._watched and (ready := self._epoll.poll(0)):  # a guest's kick does not wait for the spin
                 self._learn_to_spin(ready, 0)
                 self._serve_descriptors(ready)
@@ -298,7 +304,9 @@ class Runtime:
     def _serve_descriptors(self, ready: list[tuple[int, int]], *, watched: bool = False) -> None:
         """``watched``: one has been served already, and its effects are to be committed."""
         for fd, _mask in ready:
-            if fd == self._conversation.fileno():
+            if fd == self._door_fd:
+                answer_door(fd)
+            elif fd == self._conversation.fileno():
                 self._conversation.hear(0)
             elif fd in self._watched:
                 self._handle_watched(self._watched[fd])
@@ -321,8 +329,10 @@ class Runtime:
     # -- Waiting, for the committer --------------------------------------------------------------
 
     def wait_for_bell(self) -> None:
-        ready = self._epoll.poll(self._timeout_s)
-        if any(fd == self._conversation.fileno() for fd, _mask in ready):
+        ready = [fd for fd, _mask in self._epoll.poll(self._timeout_s)]
+        if self._door_fd in ready:
+            answer_door(self._door_fd)
+        if self._conversation.fileno() in ready:
             self._conversation.hear(0)
 
     def ask_for_growth(self, *, output_bytes: int, state_bytes: int, register_words: int) -> None:
@@ -341,28 +351,45 @@ class Runtime:
             case "stop":
                 self._stopping = True
             case "attach":
-                self.attach_when_ready(message.attach, descriptors)
+                self._handed.append(lambda: self._map_and_attach(message.attach, descriptors))
             case "handed":
                 from_pid = message.handed.from_pid
                 self._handed.append(lambda: self._session.device.handed(descriptors[0], from_pid))
             case _:
                 pass  # a newer supervisor's message: nothing that this worker knows to do
 
-    def attach_when_ready(self, attach: Attach, descriptors: list[Any]) -> None:
-        """Has the queues attached before anything else that is waited for, but not before ``serve``."""
-        self._handed.append(lambda: self._attach(attach, descriptors))
+    def attach_when_ready(self, attachment: Attachment, attach: Attach) -> None:
+        """Has the queues served before anything else that is waited for, but not before ``serve``."""
+        self._handed.append(lambda: self._attach(attachment, attach))
 
-    def _attach(self, attach: Attach, descriptors: list[Any]) -> None:
-        """The device's queues are there: serves them from now on."""
+    def attach_now(self, attachment: Attachment, attach: Attach, note: Note) -> None:
+        """Has the queues served before the supervisor hears that the device is ready.
+
+        ``note``: see ``Attachment.serve``.
+        """
+        self._handle_watched(lambda: self._attach(attachment, attach, note))
+        self._looks_again = True
+        self._commit(self._committer.applied, Failed.PHASE_REQUEST)
+
+    def handle_what_waits(self) -> None:
+        """The first batch of the inputs that the process before has left, if there are any."""
+        if self._committer.words[SUBMITTED] != self._committer.applied:
+            self._handle_batch()
+            os.sched_yield()  # whoever waits for that may have no other core
+
+    def _map_and_attach(self, attach: Attach, descriptors: list[Any]) -> None:
+        """The device's driver has set its queues up."""
         from supervisor.worker.virtio import Attachment  # only where a device has queues
 
-        device: Any = self._session.device
         if self._attachment is not None:
             raise LocalError("a worker serves one set-up of its queues")
-        self._attachment = Attachment(
-            device, attach, descriptors, self.watch, self.unwatch, self._commit_meanwhile
-        )
-        self._attachment.serve(attach)
+        self._attach(Attachment(attach, descriptors), attach)
+
+    def _attach(self, attachment: Attachment, attach: Attach, note: Note = _note_nothing) -> None:
+        """The device's queues are there: serves them from now on."""
+        device: Any = self._session.device
+        self._attachment = attachment
+        attachment.serve(device, attach, self.watch, self.unwatch, self._commit_meanwhile, note)
 
     @property
     def ring_positions(self) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -23,6 +23,9 @@ from supervisor.worker.records import IRQ_LINES, Input, InputKind, Output, Outpu
 __all__ = ["Launch", "Loop", "Session", "build_options"]
 
 VALUE, REPLY = int(OutputKind.VALUE), int(OutputKind.REPLY)
+READ, WRITE, POSTED, CALL, RECEIVE, ALARM, SKIP = map(int, InputKind)
+SILENT = (ALARM, SKIP)  # guest time has moved on; or the supervisor has given it up, and answered itself
+WORD = 2**64 - 1
 _output = tuple.__new__  # what a NamedTuple's own constructor does, at a third of the price
 
 
@@ -159,30 +162,23 @@ class Session:
 
     def apply(self, record: Input) -> None:
         """Handles one input; replies and outputs are appended to ``outputs``."""
-        self._number = record.number
-        self.now_ns = record.stamp_ns
-        self._HANDLERS[record.kind](self, record)
-
-    def _read(self, record: Input) -> None:
-        value = self.device.read(record.offset, record.size) & (2**64 - 1)
-        self.outputs.append(_output(Output, (VALUE, 0, record.number, value.to_bytes(8, "little"))))
-
-    def _write(self, record: Input) -> None:
-        self.device.write(record.offset, record.size, record.value)
-        self.outputs.append(_output(Output, (REPLY, 0, record.number, b"")))
-
-    def _posted(self, record: Input) -> None:
-        self.device.write(record.offset, record.size, record.value)
-
-    def _call(self, record: Input) -> None:
-        reply = self.device.call(record.payload)
-        self.outputs.append(_output(Output, (REPLY, 0, record.number, bytes(reply))))
-
-    def _receive(self, record: Input) -> None:
-        self.device.receive(record.payload)
-
-    def _alarm(self, record: Input) -> None:
-        """Guest time has reached the stamp; what was due is done already."""
+        number, kind, self.now_ns, offset, size, value, payload = record
+        self._number = number
+        if kind == READ:
+            answer = (self.device.read(offset, size) & WORD).to_bytes(8, "little")
+            self.outputs.append(_output(Output, (VALUE, 0, number, answer)))
+        elif kind == POSTED:
+            self.device.write(offset, size, value)
+        elif kind == WRITE:
+            self.device.write(offset, size, value)
+            self.outputs.append(_output(Output, (REPLY, 0, number, b"")))
+        elif kind == CALL:
+            reply = bytes(self.device.call(payload))
+            self.outputs.append(_output(Output, (REPLY, 0, number, reply)))
+        elif kind == RECEIVE:
+            self.device.receive(payload)
+        elif kind not in SILENT:
+            raise ValueError(f"input {number} is of kind {kind}")
 
     def fire_alarms(self, record: Input) -> None:
         """Fires what is due, in the order of guest time, before an input of a later time is handled.
@@ -203,19 +199,6 @@ class Session:
     def drop_alarms(self, until_ns: int) -> None:
         """Forgets what is due until then: the supervisor has given it up."""
         self.alarms = {token: at_ns for token, at_ns in self.alarms.items() if at_ns > until_ns}
-
-    def _skip(self, record: Input) -> None:
-        """The supervisor gave this input up and has answered it itself."""
-
-    _HANDLERS: ClassVar[dict[int, Callable[[Session, Input], None]]] = {
-        InputKind.READ: _read,
-        InputKind.WRITE: _write,
-        InputKind.POSTED: _posted,
-        InputKind.CALL: _call,
-        InputKind.RECEIVE: _receive,
-        InputKind.ALARM: _alarm,
-        InputKind.SKIP: _skip,
-    }
 
     def _set_irq(self, line: int, level: int) -> None:
         if not 0 <= line < IRQ_LINES:

@@ -1,6 +1,7 @@
 """A virtio device's queues inside its worker: mapped, resumed, and served when the driver kicks.
 
-The keeper hands over what the driver has set up; a worker serves one such set-up in its life. What the
+The keeper hands over what the driver has set up; a worker serves one such set-up in its life. It is mapped
+first, which a standby can do while its predecessor serves, and opened when that is dead. What the
 process before had under way is executed first, in its order; then each ring is looked at once without a kick,
 since the kick may have gone to the dead, and the driver is interrupted once, as its interrupt may have, too.
 
@@ -33,8 +34,27 @@ Unwatch = Callable[[int], None]
 _UNUSABLE = (PeerError, LocalError, EnvironmentFault, OSError)  # what a VMM's set-up may turn out to be
 
 
+class _Place:
+    """Where one ring lies, and the descriptors that belong to it. ``why_not``: it cannot be served."""
+
+    def __init__(self, ring: Ring, fds: list[int]) -> None:
+        self.ring = ring
+        self.kick_fd, self.call_fd, self.err_fd = fds
+        self.areas: RingAreas | None = None
+        self.log: InflightLog | None = None
+        self.why_not: Exception | None = None
+
+    def close(self) -> None:
+        """Lets go of guest memory. After the queue, if it was opened."""
+        if self.areas is not None:
+            for view in (self.areas.desc, self.areas.avail, self.areas.used):
+                view.release()
+        if self.log is not None:
+            self.log.close()
+
+
 class _Served:
-    """One ring that is served, with the descriptors that belong to it."""
+    """One ring that is served."""
 
     def __init__(self, index: int, queue: SplitQueue, kick_fd: int, err_fd: int) -> None:
         self.index = index
@@ -42,27 +62,21 @@ class _Served:
         self.kick_fd = kick_fd
         self.err_fd = err_fd
         self.broken = False
+        self.left: list[int] = []  # what the process before has left under way
 
 
 class Attachment:
-    """The queues of ``device`` as ``attach`` describes them; ``descriptors`` are its, in its order.
+    """Guest memory and rings as ``attach`` describes them; ``descriptors`` are its, in its order.
 
-    Raises :class:`PeerError` where there are fewer descriptors than are described: nothing is held then.
+    Made without looking at what is in the rings: who serves them may still be somebody else. Raises
+    :class:`PeerError` where there are fewer descriptors than are described: nothing is held then.
     """
 
-    def __init__(
-        self,
-        device: VirtioDevice,
-        attach: Attach,
-        descriptors: list[Any],
-        watch: Watch,
-        unwatch: Unwatch,
-        commit: Callable[[], None],
-    ) -> None:
-        self._device = device
-        device.commit = commit
-        self._watch = watch
-        self._unwatch = unwatch
+    def __init__(self, attach: Attach, descriptors: list[Any]) -> None:
+        self._device: VirtioDevice
+        self._watch: Watch
+        self._unwatch: Unwatch
+        self._places: list[_Place] = []
         self._served: list[_Served] = []
         self._unserved: list[tuple[int, int]] = []  # (index, position) of rings that cannot be what they are
         self._unfinished: list[_Served] = []  # whose turn was over before the ring was empty
@@ -73,7 +87,7 @@ class Attachment:
         try:
             self._map(attach, held)
             for ring in attach.rings:
-                self._open(attach, ring, held)
+                self._places.append(self._place(attach, ring, held))
         except BaseException:
             self.close()
             raise
@@ -92,32 +106,24 @@ class Attachment:
             self._log_memory = GuestMemory(forked=False)
             _map_all(self._log_memory, [((0, area.size_bytes, area.offset_bytes, 0), _next(held))])
 
-    def _open(self, attach: Attach, ring: Ring, held: list[Any]) -> None:
-        fds = [self._keep(held) if has else -1 for has in (ring.has_kick, ring.has_call, ring.has_err)]
-        kick_fd, call_fd, err_fd = fds
+    def _place(self, attach: Attach, ring: Ring, held: list[Any]) -> _Place:
+        has = ring.has_kick, ring.has_call, ring.has_err
+        place = _Place(ring, [self._keep(held) if one else -1 for one in has])
         try:
-            queue = self._queue(attach, ring, call_fd)
+            place.areas = self._areas(ring)
+            place.log = self._log_of(attach, ring.index)
         except _UNUSABLE as error:
-            self._unserved.append((ring.index, ring.base))
-            _complain(ring.index, error, err_fd)
-        else:
-            self._served.append(_Served(ring.index, queue, kick_fd, err_fd))
+            place.why_not = error
+        return place
 
-    def _queue(self, attach: Attach, ring: Ring, call_fd: int) -> SplitQueue:
+    def _areas(self, ring: Ring) -> RingAreas:
         memory = self.memory
         places = (ring.desc, ring.avail, ring.used)
         views = [
             memory.writable_view(memory.guest_address(place, length), length)
             for place, length in zip(places, RingAreas.lengths(ring.size), strict=True)
         ]
-        return SplitQueue(
-            RingAreas(views[0], views[1], views[2], ring.size),
-            memory,
-            position=ring.base,
-            call_fd=call_fd,
-            log=self._log_of(attach, ring.index),
-            event_idx=bool(attach.features & F_EVENT_IDX),
-        )
+        return RingAreas(views[0], views[1], views[2], ring.size)
 
     def _log_of(self, attach: Attach, index: int) -> InflightLog | None:
         if self._log_memory is None:
@@ -137,19 +143,54 @@ class Attachment:
 
     # -- serving -----------------------------------------------------------------------------------
 
-    def serve(self, attach: Attach) -> None:
-        """Takes up what is under way, then serves every ring whenever its driver kicks."""
-        device = self._device
+    def serve(
+        self,
+        device: VirtioDevice,
+        attach: Attach,
+        watch: Watch,
+        unwatch: Unwatch,
+        commit: Callable[[], None],
+        note: Callable[[list[tuple[int, int, int]]], None],
+    ) -> None:
+        """Takes up what is under way, then has ``device`` serve every ring whenever its driver kicks.
+
+        ``attach`` is what this was made of, but that the rings may have moved on since. ``note`` is told
+        beforehand of the oldest request under way of each ring: (ring, head, place in the order of fetching).
+        """
+        self._device, self._watch, self._unwatch = device, watch, unwatch
+        device.commit = commit
+        for place, ring in zip(self._places, attach.rings, strict=True):
+            self._open(place, ring, attach.features)
         for write in attach.config_writes:
             device.write_config(write.offset, write.data)
         device.attached(attach.features, {one.index: one.queue for one in self._served})
         poison = {ring.index: set(ring.poison) for ring in attach.rings}
+        oldest: list[tuple[int, int, int]] = []
+        for one in self._served:
+            self._guarded(one, lambda one=one: oldest.extend(self._recover(one)))  # type: ignore[misc]
+        note(oldest)
         for one in self._served:
             self._guarded(one, lambda one=one: self._resume(one, poison[one.index]))  # type: ignore[misc]
+        os.sched_yield()  # the guest has been interrupted, and may have no other core
         for one in self._served:
             if one.kick_fd >= 0:
                 self._guarded(one, lambda one=one: self._listen(one))  # type: ignore[misc]
             self._process(one)
+
+    def _open(self, place: _Place, ring: Ring, features: int) -> None:
+        if place.areas is None:
+            self._unserved.append((ring.index, ring.base))
+            _complain(ring.index, place.why_not, place.err_fd)
+            return
+        queue = SplitQueue(
+            place.areas,
+            self.memory,
+            position=ring.base,
+            call_fd=place.call_fd,
+            log=place.log,
+            event_idx=bool(features & F_EVENT_IDX),
+        )
+        self._served.append(_Served(ring.index, queue, place.kick_fd, place.err_fd))
 
     @property
     def has_more(self) -> bool:
@@ -187,8 +228,13 @@ class Attachment:
             found |= one.queue.position != before
         return found
 
+    def _recover(self, one: _Served) -> list[tuple[int, int, int]]:
+        one.left = left = one.queue.recover()
+        log = one.queue.log
+        return [(one.index, left[0], log.counter_of(left[0]))] if left and log is not None else []
+
     def _resume(self, one: _Served, poison: set[int]) -> None:
-        left = one.queue.recover()
+        left = one.left
         poisoned = [head for head in left if head in poison]
         for head in poisoned:
             _log.error("queue %d: request %d has killed too often and is failed", one.index, head)
@@ -239,6 +285,9 @@ class Attachment:
         for one in self._served:
             one.queue.close()
         self._served.clear()
+        for place in self._places:
+            place.close()
+        self._places.clear()
         for fd in self._owned:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -263,7 +312,7 @@ def _map_all(memory: GuestMemory, places: list[tuple[tuple[int, int, int, int], 
             descriptor.close()
 
 
-def _complain(index: int, error: Exception, err_fd: int) -> None:
+def _complain(index: int, error: Exception | None, err_fd: int) -> None:
     _log.error("queue %d is broken and left alone: %s", index, error)
     if err_fd >= 0:
         with contextlib.suppress(OSError):

@@ -12,15 +12,19 @@ import ctypes
 import fcntl
 import mmap
 import os
+import signal
 import struct
 import threading
 import time
 from typing import Final
 
 from supervisor.memory.atomics import true_atomics
+from supervisor.tube import Descriptor
 from supervisor.worker.conversation import ControlTube
-from supervisor.worker.journal import HEADER_BYTES, LIFELINE_AT
+from supervisor.worker.doorbell import ring_doorbell
+from supervisor.worker.layout import HEADER_BYTES, LIFELINE_AT
 from supervisor.worker.lifeline import OWNER_DIED, TID_MASK, WAITERS
+from supervisor.worker.succession import Succession, ring
 
 __all__ = ["TICKET", "serve_as_witness"]
 
@@ -28,6 +32,7 @@ TICKET: Final = struct.Struct("<Q")  # what is written for each death
 
 SYS_FUTEX: Final = {"x86_64": 202}.get(os.uname().machine, 98)
 FUTEX_WAIT: Final = 0
+HEAD_START_S: Final = 0.003  # of who takes over: what is to be done about the dead would be in its way
 REST_S: Final = 0.02  # before tidying up: the supervisor needs the core
 STACK_BYTES: Final = 256 * 1024  # a thread that does nothing but wait
 
@@ -40,19 +45,50 @@ def serve_as_witness(tube: ControlTube, pipe_fd: int) -> None:
     Raises ``NoTrueAtomics``, ``Disconnected``.
     """
     true_atomics()
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # of standbys that have ended; a module may have undone it
     threading.stack_size(STACK_BYTES)
+    heirs: dict[int, _Heir | None] = {}  # by ticket, of all that are watched
     while True:
         heard = tube.hear(None)
         if heard is None:
             continue
         message, descriptors = heard
-        if message.WhichOneof("body") != "watch" or len(descriptors) != 1:
-            continue
-        with descriptors[0] as descriptor:
-            page = _map(descriptor.fileno())
-        if page is not None:
-            told = page, message.watch.pid, TICKET.pack(message.watch.ticket), pipe_fd
-            threading.Thread(target=_watch, args=told, daemon=True).start()
+        match message.WhichOneof("body"), len(descriptors):
+            case "watch", 1:
+                with descriptors[0] as descriptor:
+                    page = _map(descriptor.fileno())
+                if page is not None:
+                    heirs[message.watch.ticket] = None
+                    told = page, message.watch.pid, message.watch.ticket, pipe_fd, heirs
+                    threading.Thread(target=_watch, args=told, daemon=True).start()
+            case "heir", 2 if message.heir.ticket in heirs:
+                heirs[message.heir.ticket] = heir = _Heir(message.heir.pid, *descriptors)
+                heir.look()  # it may be too late for the thread that waits
+
+
+class _Heir:
+    """Process ``pid`` waits for a worker's death: ``bell`` wakes it, ``page`` says what it may do."""
+
+    def __init__(self, pid: int, bell: Descriptor, page: Descriptor) -> None:
+        self._pid = pid
+        self._bell = bell
+        with page:
+            self._succession = Succession(page.fileno())
+
+    def ring(self, dead_pid: int) -> bool:
+        """Wakes it; false if it may not do anything."""
+        if not self._succession.is_open:
+            return False
+        ring(self._bell.fileno(), self._pid, dead_pid)
+        return True
+
+    def look(self) -> None:
+        """Has it see for itself whether somebody is dead."""
+        ring_doorbell(self._bell.fileno())
+
+    def close(self) -> None:
+        self._succession.unmap()
+        self._bell.close()
 
 
 def _map(fd: int) -> mmap.mmap | None:
@@ -65,11 +101,17 @@ def _map(fd: int) -> mmap.mmap | None:
     return None
 
 
-def _watch(page: mmap.mmap, pid: int, ticket: bytes, pipe_fd: int) -> None:
+def _watch(page: mmap.mmap, pid: int, ticket: int, pipe_fd: int, heirs: dict[int, _Heir | None]) -> None:
     word = ctypes.c_uint32.from_buffer(page, LIFELINE_AT)
     if _wait_for_death(ctypes.addressof(word), pid):
-        os.write(pipe_fd, ticket)  # so few bytes are written in one piece
+        heir = heirs[ticket]
+        if heir is not None and heir.ring(pid):
+            time.sleep(HEAD_START_S)
+        os.write(pipe_fd, TICKET.pack(ticket))  # so few bytes are written in one piece
         time.sleep(REST_S)
+    heir = heirs.pop(ticket)
+    if heir is not None:
+        heir.close()
     del word
     page.close()
 

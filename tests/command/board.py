@@ -191,7 +191,8 @@ class Board:
     def check_nothing_is_left(self) -> None:
         """No process, no file in the folder for temporary ones, no shared memory."""
         wait_until(lambda: not self.processes(), "processes are left", within_s=2)
-        assert list(self.temporary.iterdir()) == []
+        left = sorted(path.name for path in self.temporary.iterdir())
+        assert left == []
         new = {name for name in set(os.listdir("/dev/shm")) - self._shared_memory if "tubevisor" in name}
         assert new == set()
 

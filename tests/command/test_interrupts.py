@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from tests.command.board import LAMP, Board, Command, Ended, assert_silent_end, wait_until
+from tests.command.board import DEADLINE_S, LAMP, Board, Command, Ended, assert_silent_end, wait_until
 
 MOMENTS_MS = range(0, 600, 25)  # from the first signal handler on: imports, config, zygote, workers, running
 
@@ -32,6 +34,31 @@ def test_given_any_moment_ctrl_c_ends_it_without_a_trace(board: Board, moment_ms
         command.interrupt()
         command.wait()
     assert_silent_end(Ended(command), 130)
+
+
+def test_given_library_that_tries_the_temporary_folder_ctrl_c_leaves_no_file(board: Board) -> None:
+    """Python finds the folder for temporary files by making one: Ctrl-C while it is there."""
+    program = """
+import os, signal
+from supervisor import cli
+signal.signal(signal.SIGINT, cli._leave_at_once)
+unlink = os.unlink
+def interrupted(path, **options):
+    print("interrupts", flush=True)
+    signal.raise_signal(signal.SIGINT)
+    unlink(path, **options)
+os.unlink = interrupted
+import supervisor.launch.spawn
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TMPDIR": str(board.temporary)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "interrupts\n", "")
+    board.check_nothing_is_left()
 
 
 @pytest.mark.parametrize("moment_ms", MOMENTS_MS[::3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import os
 import signal
@@ -15,11 +16,12 @@ from supervisor.messages_pb2 import WorkerMessage
 from supervisor.tube import ProtoTube
 from supervisor.tube.memfd import SEALS
 from supervisor.tube.packet import MAX_FDS_KERNEL, Header, Kind, pack_head
-from supervisor.worker import journal as layout
+from supervisor.worker import layout
 from supervisor.worker.records import Output, OutputKind
 from tests.devices.counting import Counting
 
 TUBE_FD = 3
+ASLEEP = 1 << 40  # a heart beats as often when nobody answers any more
 
 
 class _Deaf(list):  # type: ignore[type-arg]
@@ -139,6 +141,21 @@ class Hostile(Counting):
         session: Any = self.ctx
         session.outputs.append(Output(OutputKind.REPLY, 0, session._number, b""))
         session.outputs = _Deaf(session.outputs)
+        return 0
+
+    def _attack_never_answers_its_door(self) -> None:
+        """The next read has it sleep for good, with a bell that blocks as far as that is up to it."""
+        self.read = self._deaf  # type: ignore[method-assign]
+
+    def _deaf(self, offset: int, size: int) -> int:
+        runtime: Any = self.ctx._loop  # type: ignore[attr-defined]
+        door: int = runtime._door_fd
+        os.set_blocking(door, True)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(door, bytes(8))
+        self._words[layout.WORKER_SLEEPS] = 1
+        self._words[layout.HEARTBEAT] = ASLEEP
+        signal.pause()
         return 0
 
     def _attack_output_of_no_kind(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import struct
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 from supervisor.device import Context, Device
 from supervisor.registers import POSTED, Register, Task
+from supervisor.worker.mailbox import Mailbox
 from tests.devices.counting import Counting
 
 
@@ -221,7 +223,38 @@ class Sabotaged(Counting):
             journal.registers = _FusedWords(journal.registers, fuse)
             journal.put_output = fuse.before(journal.put_output)
             journal.write_slot = fuse.before(journal.write_slot)
+            if not isinstance(journal.mailbox, Mailbox):
+                journal.mailbox.fuse = self.ctx.options.kill_at  # it counts its stores itself
             self._armed = False
+
+
+class Winding(Counting):
+    """Each read of WIND sets its alarm to as many µs of guest time as there were reads."""
+
+    WIND = Register(0x30)
+
+    @WIND.on_read
+    def _wind(self) -> int:
+        count = self._count(1)
+        self.ctx.set_alarm(count * 1000)
+        return count
+
+
+class Mortal(Counting):
+    """Each of its processes dies at a store of the compiled mailbox, drawn from 1 to ``stores``."""
+
+    @dataclass
+    class Options:
+        seed: int
+        stores: int
+
+    def start(self, ctx: Context) -> None:
+        runtime: Any = ctx._loop  # type: ignore[attr-defined]
+        chooser = random.Random(self.ctx.options.seed + ctx.restarts)
+        first = (
+            1 if ctx.restarts else self.ctx.options.stores
+        )  # one that never got ready would be a failed start
+        runtime._committer.mailbox.fuse = chooser.randint(first, self.ctx.options.stores)
 
 
 class _Fuse:

@@ -14,7 +14,7 @@ from supervisor.datasheet import RegisterEntry, RegisterMap
 from supervisor.device import Context, Device
 from supervisor.messages_pb2 import Ready
 from supervisor.registers import POSTED, Register, Task
-from supervisor.worker import entry
+from supervisor.worker import assignment
 
 
 def _spend(seconds: float) -> None:
@@ -50,7 +50,7 @@ class Pressing(Device):
             if ctx.options.map == "slot":
                 lie = RegisterEntry("LIE", 0, 1, 4, 4, 10**6, 1, 0)
             packed = msgspec.msgpack.encode(RegisterMap((lie,), 3))
-            entry._descriptions[type(self)] = Ready(register_map_msgpack=packed)
+            assignment._descriptions[type(self)] = Ready(register_map_msgpack=packed)
 
     def _counted(self) -> bytes:
         self.count += 1

@@ -12,6 +12,7 @@ from supervisor.errors import LocalError
 from supervisor.policy import (
     BackoffSpec,
     ChildSpec,
+    ChildState,
     HeartbeatSpec,
     OnGiveUp,
     Phase,
@@ -22,7 +23,7 @@ from supervisor.policy import (
 )
 from supervisor.policy.actions import AskStop, Finished, Kill, Report, Spawn
 from supervisor.policy.backoff import FORK_NS, delay_ns
-from supervisor.policy.events import RestartChild, Start, StartChild, StopChild, Tick
+from supervisor.policy.events import AddChild, Reload, RestartChild, Start, StartChild, StopChild, Tick
 from supervisor.policy.intensity import Window, charge
 from supervisor.policy.order import find_circle, levels, start_order
 from supervisor.policy.records import (
@@ -38,6 +39,23 @@ from supervisor.policy.records import (
 from supervisor.policy.rising import FORK_PATIENCE_NS
 from supervisor.policy.strategy import make_plan, stop_levels
 from tests.policy.fake import CLEAN, CRASH, KILLED, MS, Rig, S, asked, kills, records, spawns, spec_of
+
+# additions
+
+
+def test_given_addition_that_a_configuration_names_before_it_is_ready_it_is_not_forgotten() -> None:
+    """It fails as what is configured does: an operator may start it again."""
+    rig = Rig(spec_of("a"))
+    rig.start()
+    rig.send(AddChild(ChildSpec("d")))
+    rig.hello("d")
+    rig.send(Reload(spec_of("a", "d")))
+    rig.gone("d", CRASH)
+    assert child(rig.tree, "d").state is ChildState.FAILED
+    rig.send(StartChild("d"))
+    rig.settle()
+    assert child(rig.tree, "d").state is ChildState.READY
+
 
 # order
 

@@ -65,6 +65,7 @@ PURE = {
     "itertools",
     "math",
     "supervisor.errors",
+    "supervisor.exits",
     "typing",
 }
 

@@ -33,7 +33,7 @@ def test_tube_serializes_and_deserializes() -> None:
     """A protobuf message makes the round trip."""
     ours, theirs = ProtoTube.pair()
     with ours, theirs:
-        sent = Assign(name="disk0", device_class="a:B", restart_count=99)
+        sent = Assign(name="disk0", device_class="a:B", umask=99)
         ours.send_proto(sent)
         assert theirs.recv_proto(Assign, timeout=DEADLINE_S) == sent
 

@@ -57,7 +57,7 @@ class MortalConsole(_Dying, console.Console):
 
     @dataclass
     class Options(console.Console.Options):
-        lines: int = 3000
+        lines: int = 400
 
 
 class Mortal(_Dying, blk.Blk):
