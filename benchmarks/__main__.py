@@ -2,7 +2,7 @@
 
 A whole run writes ``docs/benchmarks.json`` and ``docs/benchmarks.md`` unless ``--json`` names another place;
 a part of one writes only where ``--json`` says, or, with ``--merge``, into what is there.
-The page is beside the file.
+The page is beside the file. With ``docs/benchmarks.json`` goes the README's short table of it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from benchmarks import disk, idle, machine, requests, restart, scale, session, t
 from benchmarks.measure import FULL, QUICK, Plan, Result, Table, merged, read_result, write_result
 from benchmarks.peers import NO_PEERS, Peers, install
 from benchmarks.plots import draw
-from benchmarks.report import page, ratios
+from benchmarks.report import claims, page, ratios
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "docs" / "benchmarks.json"
+README = ROOT / "README.md"
+CLAIMS_BEGIN, CLAIMS_END = "<!-- make bench writes from here -->", "<!-- to here -->"
 PEERS = ROOT / ".cache" / "bench-venv"
-DESCRIPTORS = 16384  # about 8 a device, with its journal and its worker, and as much for successors
+DESCRIPTORS = 16384  # about 9 a device, with its journal and its worker, and as much for successors
 QUIET_LOAD = 1.0
 GROUPS: dict[str, Callable[[Plan, Peers], Iterator[Table]]] = {
     "restart": restart.tables,
@@ -67,6 +69,14 @@ def _write_page(result: Result, path: Path) -> None:
         _say(f"no pictures: {error}")
         pictures = {}
     path.with_suffix(".md").write_text(page(result, pictures))
+    if path == FILE:
+        README.write_text(with_claims(README.read_text(), result))
+
+
+def with_claims(readme: str, result: Result) -> str:
+    """The README with the figures of ``result`` between its two marks."""
+    before, rest = readme.split(CLAIMS_BEGIN)
+    return f"{before}{CLAIMS_BEGIN}\n{claims(result)}\n{CLAIMS_END}{rest.split(CLAIMS_END)[1]}"
 
 
 def _measure(groups: Sequence[str], asked: argparse.Namespace) -> Result:

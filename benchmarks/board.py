@@ -15,15 +15,16 @@ from supervisor.config import parse_config
 __all__ = ["board"]
 
 
-def board(count: int, *, spares: int = 1, in_process: bool = False) -> Supervisor:
-    """``lamp0`` and so on, not started yet."""
+def board(count: int, *, spares: int = 1, standby: bool = False, in_process: bool = False) -> Supervisor:
+    """``lamp0`` and so on, not started yet; ``standby``: each with a process ready to take its place."""
     lines = [
         "name: benchmark",
         f"supervisor: {{intensity: 1000000, spares: {spares}, in_process: {str(in_process).lower()}, "
         "preload: [benchmarks.lamp]}",
         "devices:",
         *(
-            f"  - {{name: lamp{number}, device: 'benchmarks.lamp:Lamp', backoff: {{max: 0s}}}}"
+            f"  - {{name: lamp{number}, device: 'benchmarks.lamp:Lamp', standby: {str(standby).lower()}, "
+            "backoff: {max: 0s}}"
             for number in range(count)
         ),
     ]

@@ -216,7 +216,7 @@ def _in_guest(plan: Plan) -> Iterator[Table]:
         images = [stack.enter_context(memory_file(DISK_BYTES)).path for _ in range(3)]
         for name in ("ours", "theirs"):
             (folder / name).mkdir()
-        sup = stack.enter_context(board(str(folder / "ours"), images[:1], spares=SPARES))
+        sup = stack.enter_context(board(str(folder / "ours"), images[:1], spares=SPARES, standby=True))
         start = partial(start_daemon, folder / "theirs", images[1:2])
         process = [start()]
         stack.callback(lambda: (process[0].kill(), process[0].wait()))

@@ -51,7 +51,7 @@ def sockets(folder: str, count: int) -> list[str]:
     return [f"{folder}/disk{number}" for number in range(count)]
 
 
-def board(folder: str, images: Sequence[str], *, spares: int = 2) -> Supervisor:
+def board(folder: str, images: Sequence[str], *, spares: int = 2, standby: bool = False) -> Supervisor:
     """``disk0`` and so on, not started yet. ``spares`` is what config/qemu-linux.yaml has.
 
     Boards are measured in turns with the same image, and nobody writes to it, so they do not lock it.
@@ -62,7 +62,8 @@ def board(folder: str, images: Sequence[str], *, spares: int = 2) -> Supervisor:
         "devices:",
         *(
             f"  - {{name: disk{number}, device: virtio.blk, options: {{image: '{image}', locks: false}}, "
-            f"vhost_user: {{socket: '{folder}/disk{number}'}}, backoff: {{max: 0s}}}}"
+            f"vhost_user: {{socket: '{folder}/disk{number}'}}, standby: {str(standby).lower()}, "
+            "backoff: {max: 0s}}"
             for number, image in enumerate(images)
         ),
     ]

@@ -48,6 +48,9 @@ class Effort:
     devices: tuple[int, ...]  # how many devices run while one of them is killed
     rounds: int
     kills: int  # a turn
+    kills_before: int  # of a device that has been killed often
+    large_kills: int  # a turn, of a worker
+    held_mib: int  # that holds so much
     trips: int  # round trips, or requests, a turn
     batch: int  # calls too short to be timed alone that are timed together
     sessions: int  # rounds
@@ -69,6 +72,9 @@ FULL = Effort(
     devices=(1, 50),
     rounds=6,
     kills=16,
+    kills_before=100,
+    large_kills=6,
+    held_mib=1000,
     trips=16,
     batch=1000,
     sessions=7,
@@ -89,6 +95,9 @@ QUICK = Effort(
     devices=(1, 3),
     rounds=1,
     kills=2,
+    kills_before=3,
+    large_kills=2,
+    held_mib=8,
     trips=3,
     batch=20,
     sessions=1,

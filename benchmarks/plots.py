@@ -7,16 +7,29 @@ its steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Result, Summary, Table, group_of
 from benchmarks.report import capital, shown
 
-__all__ = ["draw", "picture"]
+__all__ = ["draw", "draw_soak", "picture"]
 
 OURS, OURS_TOO, FLOOR, OTHERS = "#1f6f8b", "#7fb3c4", "#8d99a6", "#d9822b"
 LOGARITHMIC = 20  # times the least: then a linear scale would hide it
+SOAK_CURVES = (
+    {
+        "rss_kib": "resident memory of the supervisor",
+        "pss_kib": "its proportional share",
+        "zygote_rss_kib": "resident memory of the zygote",
+    },
+    {
+        "descriptors": "open descriptors",
+        "journals": "journals mapped",
+        "processes": "processes below the supervisor",
+    },
+)
 WIDTH_IN, BAR_IN, TITLE_IN = 9.0, 0.28, 0.75
 DOTS_PER_INCH = 110
 
@@ -56,6 +69,36 @@ def draw(result: Result, path: Path) -> list[Path]:
         plt.close(figure)
         made.append(picture(path, group))
     return made
+
+
+def draw_soak(soak: Mapping[str, Any], path: Path) -> None:
+    """Draws what was in use over the kills of a soak (``soak.json``) into ``path``.
+
+    Raises ``ImportError`` without matplotlib.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    samples = soak["samples"]
+    kills = [sample["kills"] for sample in samples]
+    figure, panels = plt.subplots(2, 1, figsize=(WIDTH_IN, 5), sharex=True, layout="constrained")
+    for axes, unit, curves in zip(panels, ("MiB", ""), SOAK_CURVES, strict=True):
+        for (name, title), colour in zip(curves.items(), (OURS, OURS_TOO, OTHERS), strict=True):
+            divisor = 1024 if name.endswith("_kib") else 1
+            axes.plot(kills, [sample[name] / divisor for sample in samples], color=colour, label=title)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(unit, fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.15))
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    panels[1].xaxis.set_major_formatter(lambda value, _at: f"{value:,.0f}")
+    minutes = f"{soak['kills']:,} kills of {soak['devices']} devices, {soak['seconds'] / 60:.0f} minutes"
+    panels[1].set_xlabel(minutes, fontsize=8)
+    figure.savefig(path, dpi=DOTS_PER_INCH, metadata={"Software": None})
+    plt.close(figure)
 
 
 def _bars(axes: Any, table: Table) -> None:

@@ -6,9 +6,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from benchmarks.aims import CLAIMS, verdicts
 from benchmarks.measure import Result, Summary, Table, group_of
 
-__all__ = ["capital", "markdown", "page", "ratios", "rounded", "shown"]
+__all__ = ["capital", "claims", "markdown", "page", "ratios", "rounded", "shown"]
 
 TIME_UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
 SIZE_UNITS = ((2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
@@ -23,6 +24,10 @@ are of one machine, on one day. They are measured, not promised."""
 
 RATIOS = """\
 The ratio is that of the medians, tubevisor's to the other's: above 1 the other takes less."""
+
+AIMED = """\
+What the project set itself, most of it long before it could be measured. Why some are not met, and what was
+tried, is in [Performance](performance.md)."""
 
 RULE = """\
 - Contenders take turns, in an order that is drawn anew in each round, so that what else the machine does hits
@@ -44,7 +49,8 @@ floor. No test depends on a time."""
 
 def page(result: Result, pictures: Mapping[str, str] = _NONE) -> str:
     """The whole page in Markdown. ``pictures``: the file name of each group's, where there is one."""
-    parts = ["# Benchmarks", INTRODUCTION, "## Ratios", RATIOS, ratios(result), "## Figures"]
+    parts = ["# Benchmarks", INTRODUCTION, "## Ratios", RATIOS, ratios(result)]
+    parts += ["## Aims", AIMED, _aims(result), "## Figures"]
     drawn = set()
     for table in result.tables:
         group = group_of(table)
@@ -62,14 +68,31 @@ def page(result: Result, pictures: Mapping[str, str] = _NONE) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def ratios(result: Result) -> str:
-    """The first table: each of our figures beside every other contender's."""
+def _aims(result: Result) -> str:
+    lines = [["what", "beside", "met", "at most", "measured"]]
+    for verdict in verdicts(result):
+        aim, unit = verdict.aim, verdict.unit
+        what = f"{verdict.title}, {aim.what}" if aim.what else verdict.title
+        figures = [shown(value, unit) if unit else rounded(value) for value in (aim.most, verdict.value)]
+        lines.append([what, aim.beside or "–", "yes" if verdict.met else "no", *figures])
+    return markdown(lines, left=3)
+
+
+def claims(result: Result) -> str:
+    """The lines of the ratios that the README repeats."""
+    return ratios(result, CLAIMS)
+
+
+def ratios(result: Result, only: Sequence[tuple[str, str]] = ()) -> str:
+    """The first table: each of our figures beside every other contender's. ``only``: (table, beside whom)."""
     lines = [["what", "beside", "ratio", "tubevisor", "the other"]]
     for table in result.tables:
         ours = [row for row in table.rows if row.name in table.subject.ours]
         for row in ours:
             what = table.subject.title if len(ours) == 1 else f"{table.subject.title}, {row.name}"
             for other in table.rows:
+                if only and ((table.subject.key, other.name) not in only or row is not ours[0]):
+                    continue
                 if other not in ours and not other.name.startswith("tubevisor"):
                     medians = [Summary.of(one.samples).median for one in (row, other)]
                     figures = [shown(median, table.subject.unit) for median in medians]

@@ -7,12 +7,12 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks import peers as others
 from benchmarks.board import board
-from benchmarks.lamp import ASK
+from benchmarks.lamp import ASK, HOLD
 from benchmarks.measure import Contender, Plan, Row, Subject, Table, measure
 from benchmarks.peers import Family, Peers
 from supervisor import Supervisor
@@ -21,10 +21,12 @@ from supervisor.timeline import INSTANTS
 
 __all__ = ["tables"]
 
-PAUSE_S = (0.005, 0.030)  # between two kills: spares are filled up again
+PAUSE_S = (0.02, 0.05)  # between two kills: spares are filled up again
 CHECK_DELAY_S = 5.0  # circus's default
 SHORT_CHECK_DELAY_S = 0.01
 OURS, FLOOR = "tubevisor", "bare fork loop"
+FIRST, LATER, LARGE = "its first kills", "after a hundred kills", "with 1 GB of memory in use"
+STANDBY = "tubevisor, standbys"
 HOW = """\
 From SIGKILL for one serving process, drawn at random. For tubevisor until a request that must reach the
 device is answered by the next process: the device restored, its count of requests right. The others know no
@@ -32,14 +34,20 @@ requests: for them until the first statement of the next process, which favours 
 a lean Python process that waits for a child and forks; `posix_spawn` is the same and starts `python -S`, as
 supervisord and circus do. Between two kills there are {0[0]:.0f} to {0[1]:.0f} ms, for circus up to its
 check_delay. Restart budgets and delays are switched off everywhere; tubevisor keeps one spare process, its
-default."""
+default, and in one row a standby for each device as well, which is there before the first kill."""
 
+REST_DEADLINE_S = 30.0
 AT_ONCE_SPARES = 8
 AT_ONCE_REST_S = 2.0  # between two times: all spares are filled up again
 AT_ONCE = """\
 SIGKILL for all, then a request to each, one after the other, until the last has answered. tubevisor keeps
-{0} spare processes, or one for each device. The bare fork loop has come to the first statement of the last
-child."""
+{0} spare processes, or one for each device, or a standby for each. The bare fork loop has come to the first
+statement of the last child."""
+ALIKE = """\
+As above, with standbys, {0} kills a turn of one of two devices: on a new board, or after {1} kills that are
+not measured, or when its worker is told before each kill to hold {2} MiB, which the kernel then has to take
+apart. In the other rows it is the other device that holds as much: the caches are as cold, and the pauses as
+long."""
 STEPS = """\
 From instants that supervisor and worker note at each restart (`last_restart` of a device): killed →
 *noticed* by the witness or the pidfd → *settled*: what the dead had committed is published → *activated*: a
@@ -54,11 +62,16 @@ def tables(plan: Plan, peers: Peers) -> Iterator[Table]:
     for count in plan.effort.devices:
         devices = "1 device" if count == 1 else f"one of {count} devices"
         subject = Subject(
-            key=f"restart.{count}", title=f"kill → answer, {devices}", ours=(OURS,), floor=FLOOR, how=how
+            key=f"restart.{count}",
+            title=f"kill → answer, {devices}",
+            ours=(STANDBY, OURS),
+            floor=FLOOR,
+            how=how,
         )
         with contextlib.ExitStack() as stack:
             contenders = [*_ours(stack, plan, count), *_theirs(stack, plan, count, peers)]
             yield measure(subject, contenders, plan.effort.rounds, plan)
+    yield _each_time(plan)
     yield _all_at_once(plan, max(plan.effort.devices))
     yield _where_the_time_goes(plan)
 
@@ -67,7 +80,7 @@ def _all_at_once(plan: Plan, count: int) -> Table:
     subject = Subject(
         key="restart.all",
         title=f"{count} devices killed at once → the last one answers",
-        ours=(OURS,),
+        ours=(STANDBY, OURS),
         floor=FLOOR,
         how=AT_ONCE.format(AT_ONCE_SPARES),
     )
@@ -75,16 +88,49 @@ def _all_at_once(plan: Plan, count: int) -> Table:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
         forks = stack.enter_context(others.running(folder / "fork", count))
         others.fork_floor(forks)
-        few, many = (
-            _Killer(stack.enter_context(board(count, spares=spares)), plan)
-            for spares in (AT_ONCE_SPARES, count)
+        few, many, standbys = (
+            _Killer(stack.enter_context(board(count, spares=spares, standby=standby)), plan)
+            for spares, standby in ((AT_ONCE_SPARES, False), (count, False), (1, True))
         )
         contenders = [
+            Contender(STANDBY, lambda: [standbys.kill_all()]),
             Contender(OURS, lambda: [few.kill_all()]),
             Contender("tubevisor, a spare for each", lambda: [many.kill_all()]),
             Contender(FLOOR, lambda: [forks.kill_all()]),
         ]
         return measure(subject, contenders, plan.effort.rounds, plan)
+
+
+def _each_time(plan: Plan) -> Table:
+    """Whether it takes longer the more often, or the larger what is killed."""
+    effort = plan.effort
+    subject = Subject(
+        key="restart.each",
+        title="kill → answer, the first time, the hundredth, and of a large worker",
+        ours=(LATER, LARGE),
+        floor=FIRST,
+        how=ALIKE.format(effort.large_kills, effort.kills_before, effort.held_mib),
+    )
+
+    def turn(kills_before: int = 0, *, large: bool = False) -> list[int]:
+        with board(2, standby=True) as sup:
+            killed, other = sup.devices
+            killer = _Killer(sup, plan, [killed])
+            for _ in range(kills_before):
+                killer.kill_one()
+            took_ns = []
+            for _ in range(effort.large_kills):
+                sup[killed if large else other].write(HOLD, 4, effort.held_mib)
+                took_ns.append(killer.kill_one())
+                sup[other].write(HOLD, 4, 0)
+            return took_ns
+
+    contenders = [
+        Contender(LATER, lambda: turn(effort.kills_before)),
+        Contender(LARGE, lambda: turn(large=True)),
+        Contender(FIRST, turn),
+    ]
+    return measure(subject, contenders, effort.rounds, plan)
 
 
 def _where_the_time_goes(plan: Plan) -> Table:
@@ -109,25 +155,39 @@ def _where_the_time_goes(plan: Plan) -> Table:
 
 
 def _ours(stack: contextlib.ExitStack, plan: Plan, count: int) -> Iterator[Contender]:
-    for spares, name in ((1, OURS), (0, "tubevisor, no spare kept")):
-        killer = _Killer(stack.enter_context(board(count, spares=spares)), plan)
+    for spares, standby, name in (
+        (1, True, STANDBY),
+        (1, False, OURS),
+        (0, False, "tubevisor, no spare kept"),
+    ):
+        killer = _Killer(stack.enter_context(board(count, spares=spares, standby=standby)), plan)
         yield Contender(name, killer.take)
 
 
 class _Killer:
     """Kills lamps of one supervisor and asks them at once."""
 
-    def __init__(self, sup: Supervisor, plan: Plan) -> None:
+    def __init__(self, sup: Supervisor, plan: Plan, names: Iterable[str] = ()) -> None:
         self._sup = sup
         self._plan = plan
-        self._names = list(sup.devices)
+        self._names = list(names or sup.devices)
         self._asked = dict.fromkeys(self._names, 0)
+        self._await_standbys()
+
+    def _await_standbys(self) -> None:
+        """The board has come to rest when everybody has the standby that it asks for."""
+        asking = {name for name in self._sup.devices if self._sup.device_spec(name).standby}
+        deadline = time.monotonic() + REST_DEADLINE_S
+        while any(self._sup[name].standby_pid is None for name in asking):
+            assert time.monotonic() < deadline, "the standbys do not come"
+            self._sup.dispatch(0.05)
 
     def take(self) -> list[int]:
         """A turn: ns of each kill."""
-        return [self._kill_one() for _ in range(self._plan.effort.kills)]
+        return [self.kill_one() for _ in range(self._plan.effort.kills)]
 
-    def _kill_one(self) -> int:
+    def kill_one(self) -> int:
+        """Kills one; ns until the next process has answered."""
         self._rest(self._plan.chooser.uniform(*PAUSE_S))
         name = self._plan.chooser.choice(self._names)
         lamp = self._sup[name]
@@ -155,7 +215,7 @@ class _Killer:
 
     def kill_and_tell(self) -> RestartTimeline:
         """Kills one; what the supervisor has noted of its restart."""
-        self._kill_one()
+        self.kill_one()
         lamp = self._sup[self._names[0]]
         while lamp.state != "ready":
             self._sup.dispatch(1)

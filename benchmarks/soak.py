@@ -1,9 +1,10 @@
 """A long soak: many kills over many devices under load, every answer checked, and what is in use recorded.
 
-Prints a line a minute and a table at the end, and writes the result as JSON. It ends with an error at the
-first answer or output that is lost, doubled or wrong, and where descriptors, mappings or memory have grown.
+Prints a line a minute and a table at the end, and writes the result as JSON, with a picture beside it where
+matplotlib is. It ends with an error at the first answer or output that is lost, doubled or wrong, and where
+descriptors, mappings or memory have grown.
 
-Usage: python benchmarks/soak.py --kills 100000 --devices 20 --seed 1 --output docs/soak.json
+Usage: python -m benchmarks.soak --kills 100000 --devices 20 --seed 1 --output docs/soak.json
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import random
 import time
 from pathlib import Path
 
+from benchmarks.plots import draw_soak
 from tests.chaos import census
 from tests.soaking import Sample, Soak, soak_board
 
@@ -43,7 +45,12 @@ def main() -> None:
     took_s = time.monotonic() - began
     _print_table(soak, took_s)
     if asked.output is not None:
-        asked.output.write_text(json.dumps(_result(soak, asked, took_s), indent=1) + "\n")
+        result = _result(soak, asked, took_s)
+        asked.output.write_text(json.dumps(result, indent=1) + "\n")
+        try:
+            draw_soak(result, asked.output.with_suffix(".png"))
+        except ImportError:
+            print("no matplotlib: no picture")
 
 
 class _Progress:

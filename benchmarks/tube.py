@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.measure import Contender, Plan, Subject, Table, measure
 from benchmarks.peers import Peers, wait_readable
 
-__all__ = ["tables"]
+__all__ = ["Echo", "tables"]
 
 ROOT = Path(__file__).parent.parent
 ECHO = str(Path(__file__).with_name("echo.py"))
@@ -38,7 +38,7 @@ def _table(plan: Plan, peers: Peers, cores: Sequence[int], key: str, placed: str
     with contextlib.ExitStack() as stack:
 
         def contender(name: str, way: str, *python: str) -> Contender:
-            echo = stack.enter_context(_Echo([*python, way, where], plan.effort.trips))
+            echo = stack.enter_context(Echo([*python, way, where], plan.effort.trips))
             return Contender(name, echo.take)
 
         ours = (sys.executable, "-m", "benchmarks.echo")
@@ -59,7 +59,7 @@ def _table(plan: Plan, peers: Peers, cores: Sequence[int], key: str, placed: str
         return measure(subject, contenders, plan.effort.rounds, plan)
 
 
-class _Echo:
+class Echo:
     """A program that measures round trips when it is asked to."""
 
     def __init__(self, command: Sequence[str], trips: int) -> None:
@@ -67,7 +67,7 @@ class _Echo:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, bufsize=0)
 
-    def __enter__(self) -> _Echo:
+    def __enter__(self) -> Echo:
         return self
 
     def take(self) -> list[int]:
