@@ -310,9 +310,11 @@ class Processes:
             raise BrokenContract(f"it speaks version {hello.protocol_version}, we {PROTOCOL_VERSION}")
         if worker.hello or hello.ticket != worker.ticket or (worker.pid and pid not in (worker.pid, None)):
             raise BrokenContract(f"Hello with ticket {hello.ticket} from pid {pid}")
-        _check_pidfd(descriptors, pid)
+        pidfd = _pidfd_of_sender(descriptors, pid)
         worker.hello = True
-        worker.pid = worker.pid or pid or 0  # its zygote's report may be late
+        worker.pid = worker.pid or pid or 0
+        if self._launcher.learns(worker, pidfd):  # its zygote's report is late
+            self._on_forked(worker)
         if owner is not None:
             owner.on_hello(worker)
         else:
@@ -481,14 +483,20 @@ class Processes:
             worker.close()
 
 
-def _check_pidfd(descriptors: list[Descriptor], pid: int | None) -> None:
-    """A Hello carries one pidfd, and it is that of the process that the kernel says has sent it."""
+def _pidfd_of_sender(descriptors: list[Descriptor], pid: int | None) -> Descriptor | None:
+    """The pidfd that a Hello carries, if the kernel says that it is of the process that has sent it; ``None``
+    where it does not say. Raises :class:`BrokenContract` where it says otherwise."""
     if len(descriptors) != 1:
         raise BrokenContract(f"Hello with {len(descriptors)} descriptors, not its own pidfd")
-    with descriptors[0] as pidfd:
-        try:
-            named = process_of_pidfd(pidfd.fileno()).pid
-        except OSError as error:
-            raise BrokenContract("Hello with a descriptor that is no pidfd") from error
-        if pid and named not in (0, pid):  # 0: it is dead already
-            raise BrokenContract(f"Hello from {pid} with the pidfd of {named}")
+    (pidfd,) = descriptors
+    try:
+        named = process_of_pidfd(pidfd.fileno()).pid
+    except OSError as error:
+        pidfd.close()
+        raise BrokenContract("Hello with a descriptor that is no pidfd") from error
+    if pid and named == pid:
+        return pidfd
+    pidfd.close()
+    if pid and named:  # 0: it is dead already
+        raise BrokenContract(f"Hello from {pid} with the pidfd of {named}")
+    return None

@@ -8,6 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from google.protobuf.message import Message
@@ -16,6 +17,7 @@ from supervisor.host import Supervisor
 from supervisor.messages_pb2 import SupervisorMessage
 from supervisor.tube import ProtoTube, QueueFull
 from tests.chaos import board, census
+from tests.devices.unreported import HOLD
 
 PID = 0x00
 DEADLINE_S = 60.0
@@ -138,3 +140,37 @@ def test_given_much_memory_its_successor_starts_before_it_is_given_back() -> Non
                 os.close(pidfd)
             assert time.monotonic() < until, "it is known too late each time"
         assert _serving(sup) != before
+
+
+def _has_all_it_ordered(sup: Supervisor) -> bool:
+    """True once the witness is there, too, and its fork is reported: no other will be ordered by itself."""
+    workers = sup._workers
+    assert workers is not None
+    witness = workers._witness._process
+    return witness is not None and witness.hello and not workers.processes._launcher._ordered
+
+
+def test_given_fork_that_is_not_reported_yet_its_process_can_be_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine a process answers before its zygote runs again: it has said itself who it is."""
+    hold = tmp_path / "hold"
+    monkeypatch.setenv(HOLD, str(hold))
+    device = 'name: device, device: "tests.devices.unreported:Counting", backoff: {max: 0s}'
+    with (
+        census(),
+        Supervisor(board(device, supervisor="spares: 0, preload: [tests.devices.unreported]")) as sup,
+    ):
+        counter = sup["device"]
+        assert counter.read(0x04, 4) == 1
+        while not _has_all_it_ordered(sup):
+            sup.dispatch(1)
+        for expected in range(2, 10, 2):
+            os.mkfifo(hold)
+            sup.kill("device", charged=False)
+            assert counter.read(0x04, 4) == expected
+            assert counter.pid == sup.kill("device", charged=False) is not None
+            with hold.open("wb"):
+                hold.unlink()
+            assert counter.read(0x04, 4) == expected + 1
+        assert counter.restarts == 8

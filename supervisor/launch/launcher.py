@@ -245,9 +245,22 @@ class Launcher:
             while len(self._kept_free) < len(self._waiting) + len(self._ordered):
                 self._kept_free.append(os.dup(0 if self._tube is None else self._tube.fileno()))
 
+    def learns(self, worker: WorkerProcess, pidfd: Descriptor | None) -> bool:
+        """``worker`` has brought its pidfd along, which is ours to close; true if it is the first we have.
+
+        A child may have said much before its parent, the zygote, gets around to reporting the fork.
+        """
+        if pidfd is None:
+            return False
+        if worker.pidfd is not None:
+            pidfd.close()
+            return False
+        worker.pidfd = pidfd
+        return True
+
     def awaits_exit(self, worker: WorkerProcess) -> bool:
         """True while the zygote that forked ``worker`` lives and has not reported its end."""
-        return worker.ticket in self._alive
+        return worker.ticket in self._alive or worker.ticket in self._ordered
 
     def read_exit(self, worker: WorkerProcess) -> int | None:
         """The wait status of a dead worker whose zygote is gone, if the kernel still knows it."""
@@ -322,9 +335,9 @@ class Launcher:
                 worker = self._ordered.pop(report.forked.ticket, None)
                 if worker is not None:
                     worker.pid = report.forked.pid
-                    worker.pidfd = descriptors.pop()
                     self._alive[worker.ticket] = worker
-                    return [Forked(worker)]
+                    if self.learns(worker, descriptors.pop()):
+                        return [Forked(worker)]
             case "fork_failed":
                 worker = self._ordered.pop(report.fork_failed.ticket, None)
                 if worker is not None:
