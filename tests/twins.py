@@ -20,6 +20,7 @@ from tests.chaos import board
 __all__ = ["Act", "Side", "Twins", "ask", "twins"]
 
 DEADLINE_S = 30.0
+MOST_ALARMS = 64  # in one go: 40 ms can be 640,000 ticks
 
 
 @dataclass
@@ -45,12 +46,14 @@ class Side:
         return (b"".join(self.emitted), list(self.edges), self.handle.irq_levels, self.handle.next_alarm_ns)
 
     def advance(self, nanoseconds: int) -> None:
-        """Lets guest time pass, alarm by alarm."""
+        """Lets guest time pass, alarm by alarm; less of it where a timer wants one at each of its ticks."""
         end_ns = self.clock[0] + nanoseconds
-        while self.handle.next_alarm_ns <= end_ns:
+        for _ in range(MOST_ALARMS):
+            if self.handle.next_alarm_ns > end_ns:
+                self.clock[0] = end_ns
+                return
             self.clock[0] = self.handle.next_alarm_ns
             self.handle.deliver_alarm(self.clock[0])
-        self.clock[0] = end_ns
 
 
 Act = Callable[[Side], object]
