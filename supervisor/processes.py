@@ -147,6 +147,22 @@ class Processes:
         except (TubeError, BrokenContract) as error:
             self._break(worker, error)
 
+    def hear(self, worker: WorkerProcess) -> None:
+        """Takes in what a worker has said by now: so much at a time."""
+        if worker.ticket not in self._known:
+            return
+        try:
+            for _ in range(MESSAGES_PER_ROUND):
+                received = worker.tube.recv_proto_with_fds(WorkerMessage, timeout=0)
+                with received.pidfd or _NOTHING:
+                    self._judge(worker, received.message, received.pid, received.descriptors)
+        except TubeTimeout:
+            return
+        except Disconnected:
+            self._on_mute(worker)
+        except (TubeError, BrokenContract) as error:
+            self._break(worker, error)
+
     def keep_spares(self, count: int) -> None:
         """From now on keeps ``count`` workers ready; :meth:`refill` makes up for those taken."""
         self._spares_wanted = count
@@ -215,8 +231,8 @@ class Processes:
         self._follow_launcher()
         self._known[worker.ticket] = worker
         self._watch_zygote()
-        self._reactor.watch(worker.tube.read_notifier.fileno(), lambda _mask: self._hear(worker))
-        self._reactor.watch(worker.tube.close_notifier.fileno(), lambda _mask: self._hear(worker))
+        self._reactor.watch(worker.tube.read_notifier.fileno(), lambda _mask: self.hear(worker))
+        self._reactor.watch(worker.tube.close_notifier.fileno(), lambda _mask: self.hear(worker))
         self._reactor.watch(worker.log.fileno(), lambda _mask: self._hear_log(worker))
         return worker
 
@@ -272,22 +288,6 @@ class Processes:
             owner.on_gone(worker, None)
 
     # -- hearing ---------------------------------------------------------------------------------
-
-    def _hear(self, worker: WorkerProcess) -> None:
-        """Takes in what a worker says: so much at a time."""
-        if worker.ticket not in self._known:
-            return
-        try:
-            for _ in range(MESSAGES_PER_ROUND):
-                received = worker.tube.recv_proto_with_fds(WorkerMessage, timeout=0)
-                with received.pidfd or _NOTHING:
-                    self._judge(worker, received.message, received.pid, received.descriptors)
-        except TubeTimeout:
-            return
-        except Disconnected:
-            self._on_mute(worker)
-        except (TubeError, BrokenContract) as error:
-            self._break(worker, error)
 
     def _break(self, worker: WorkerProcess, error: Exception) -> None:
         """What a worker says cannot be heard, or is what no worker of ours would say."""
@@ -410,7 +410,7 @@ class Processes:
         if owner is not None and self._is_put_off(worker, owner):
             return
         if not worker.mute:
-            self._hear(worker)
+            self.hear(worker)
         wait_status = self._launcher.read_exit(worker)
         if owner is not None and owner.awaits_another(worker, wait_status):
             self._reactor.call_at(time.monotonic_ns() + ANOTHER_LOOK_NS, lambda: self._finish(worker))

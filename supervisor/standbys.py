@@ -420,10 +420,7 @@ class Standbys:
     # -- Owner of the processes ------------------------------------------------------------------
 
     def on_forked(self, worker: WorkerProcess) -> None:
-        """Its Hello is what counts, unless that has come before."""
-        standby = self._by_ticket.get(worker.ticket)
-        if standby is not None:
-            self.refresh_soon(standby.seat)
+        """Its Hello is what counts."""
 
     def on_hello(self, worker: WorkerProcess) -> None:
         """It is there, and learns what it is for."""

@@ -224,6 +224,8 @@ class Workers:
         seat = self._seats[name]
         self._successions.catch_up(seat)
         worker = seat.worker
+        if worker is not None and not seat.ready:
+            self.processes.hear(worker)  # that it is ready may be news to us, though it has answered
         serves = seat.ready or self._successions.is_young(seat)
         if worker is None or worker.pidfd is None or not serves or self._standbys.has_successor(seat):
             return None

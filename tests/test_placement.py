@@ -89,6 +89,25 @@ def test_given_answer_of_a_successor_it_can_be_killed_again() -> None:
             assert counter.read(0x04, 4) == expected
 
 
+@pytest.mark.chaos
+def test_given_answer_while_nobody_looked_its_device_can_be_killed_again() -> None:
+    """It may be there before anybody has heard that the successor is ready."""
+    with census(), Supervisor(board(COUNTING)) as sup:
+        counter = sup["counter"]
+        assert sup._workers is not None
+        seat = sup._workers.seat("counter")
+        sup.kill("counter", charged=False)
+        counter.write(0x08, 4, 1)
+        while not (seat.generation == 2 and seat.assigned):
+            sup._reactor.poll(10**9, lambda: seat.generation == 2 and seat.assigned)
+        while seat.handle.ledger.words[PUBLISHED] < seat.handle.ledger.submitted:
+            os.sched_yield()
+        counter.flush()
+        assert not seat.ready
+        assert sup.kill("counter", charged=False) is not None
+        assert counter.read(0x04, 4) == 2
+
+
 def test_given_exclusive_device_a_mark_of_death_in_its_journal_is_not_believed() -> None:
     """It holds no mutex, so what stands in its place means nothing, and costs it no life."""
     with census(), Supervisor(board(EXCLUSIVE)) as sup:
