@@ -219,6 +219,7 @@ class Ledger:
         """
         if not 0 <= applied <= self.submitted:
             raise JournalCorrupt(f"{self.name}: applied {applied} of {self.submitted}")
+        self._acquit(applied)
         blamed = number, _firing = _at_work(handling)
         if charged and applied <= number < self.submitted:
             self._blame[blamed] = self._blame.get(blamed, 0) + 1
@@ -233,8 +234,7 @@ class Ledger:
 
     def _judge_blame(self, applied: int, word: int, *, charged: bool) -> list[DeviceFault]:
         given_up: list[DeviceFault] = []
-        for blamed in [blamed for blamed in self._blame if blamed[0] < applied]:
-            del self._blame[blamed]
+        self._acquit(applied)
         handling, firing = _at_work(word)
         overdue, self.overdue = self.overdue, None
         guilty = applied <= handling < self.submitted
@@ -255,6 +255,11 @@ class Ledger:
                 give_up = self._drop_alarms if firing else self.give_up
                 given_up.append(give_up(handling, fault))
         return given_up
+
+    def _acquit(self, applied: int) -> None:
+        """What has been applied has killed nobody in the end."""
+        for blamed in [blamed for blamed in self._blame if blamed[0] < applied]:
+            del self._blame[blamed]
 
     def _drop_alarms(self, number: int, fault: DeviceFault) -> DeviceFault:
         """The alarms that are due before record ``number`` will not fire; the record itself is handled."""
@@ -314,7 +319,8 @@ class Ledger:
     def grow(self, *, state_bytes: int, output_bytes: int, register_words: int) -> int:
         """Replaces the journal by one that has room for that much; returns its descriptor.
 
-        Only while the worker waits for it. Raises :class:`JournalCorrupt` over the limit.
+        Only while the worker waits for it. Raises :class:`JournalCorrupt` over the limit, and where there
+        is room for that much already.
         """
         old, now = self.journal, self.journal.layout
         grown = Layout(
@@ -323,6 +329,8 @@ class Ledger:
             output_bytes=_power_of_two(max(output_bytes, now.output_bytes)),
             state_bytes=_power_of_two(max(state_bytes, now.state_bytes)),
         )
+        if grown == now:
+            raise JournalCorrupt(f"{self.name}: its journal has room for what it asks for")
         self.collect()
         fd, journal = create_journal(self.name, grown)
         try:

@@ -90,6 +90,7 @@ class Processes:
         self._known: dict[int, WorkerProcess] = {}
         self._owners: dict[int, Owner] = {}  # of those that have been taken, by ticket
         self._kill_wanted: set[int] = set()
+        self._finishing: set[int] = set()
         self._put_off: dict[int, int] = {}  # since when, of those who are dead: their successors go first
         self._last_put_off_ns = 0
         self._spares: deque[WorkerProcess] = deque()
@@ -403,12 +404,22 @@ class Processes:
             self._hear_launcher()  # it is reaped already, and its zygote has told how it ended
 
     def _finish(self, worker: WorkerProcess) -> None:
-        """All that a dead worker left behind is taken in; then its owner learns of it."""
-        if worker.ticket not in self._known:
+        """All that a dead worker left behind is taken in; then its owner learns of it.
+
+        Its last words may lead to here again, be it by way of another that has died with it.
+        """
+        if worker.ticket not in self._known or worker.ticket in self._finishing:
             return
         owner = self._owners.get(worker.ticket)
         if owner is not None and self._is_put_off(worker, owner):
             return
+        self._finishing.add(worker.ticket)
+        try:
+            self._take_in(worker, owner)
+        finally:
+            self._finishing.discard(worker.ticket)
+
+    def _take_in(self, worker: WorkerProcess, owner: Owner | None) -> None:
         if not worker.mute:
             self.hear(worker)
         wait_status = self._launcher.read_exit(worker)

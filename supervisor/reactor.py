@@ -70,7 +70,11 @@ class Timer:
 
 
 class Reactor:
-    """Watches descriptors, runs the policy, keeps the records. ``fileno()`` is for somebody else's loop."""
+    """Watches descriptors, runs the policy, keeps the records. ``fileno()`` is for somebody else's loop.
+
+    ``on_change`` is called where the deadline may be another: for a loop in which something else runs between
+    the question for it and the sleep.
+    """
 
     def __init__(self, spec: policy.SupervisorSpec) -> None:
         try:
@@ -87,6 +91,7 @@ class Reactor:
         self.records: deque[Record] = deque(maxlen=MAX_RECORDS)
         self.news: deque[Record] = deque(maxlen=MAX_RECORDS)  # the same, for observers
         self.outcome: Outcome | None = None
+        self.on_change: Callable[[], None] | None = None
         self.fresh = False  # records have been made since the host was last told
         self.executor: Executor
 
@@ -115,6 +120,8 @@ class Reactor:
         """Calls ``callback`` once host time (monotonic ns) has reached ``at_ns``."""
         timer = Timer(at_ns, callback)
         heapq.heappush(self._timers, timer)
+        if self.on_change is not None:
+            self.on_change()
         return timer
 
     # -- the loop --------------------------------------------------------------------------------
@@ -122,12 +129,16 @@ class Reactor:
     def post(self, event: Event) -> None:
         """Queues an event for the policy; it is stepped in this or the next :meth:`poll`."""
         self._events.append(event)
+        if self.on_change is not None:
+            self.on_change()
 
     def publish(self, record: Record) -> None:
         """Adds a lifecycle record."""
         self.fresh = True
         self.records.append(record)
         self.news.append(record)
+        if self.on_change is not None:
+            self.on_change()
         self.executor.published(record)
 
     def timeout_ns(self) -> int | None:
@@ -181,9 +192,9 @@ class Reactor:
         if self._running or not self._events:
             return False  # an executor's doing: the loop below goes on with what it queued
         self._running = True
-        self.executor.about_to_decide()
-        now_ns = time.monotonic_ns()  # one instant for all that is queued: who died together is seen to
         try:
+            self.executor.about_to_decide()
+            now_ns = time.monotonic_ns()  # one instant for all that is queued: who died together is seen to
             for _ in range(MAX_STEPS_PER_ROUND):
                 if not self._events:
                     break

@@ -165,11 +165,14 @@ class Roster:
 
     def which(self, group: str) -> tuple[DeviceStatus, ...]:
         """All children of a group, the newest first."""
+        self._reactor.step()  # what is known and not yet decided upon may remove somebody
+        children = policy.children(self._tree_with(group), group)
+        handles = [None if view.is_group else self._seats.seat(view.name).handle for view in children]
         return tuple(
-            DeviceStatus(view.name, view.state.value, None, is_group=True)
-            if view.is_group
-            else DeviceStatus(view.name, view.state.value, self._seats.facts(view.name).pid)
-            for view in policy.children(self._tree_with(group), group)
+            DeviceStatus(
+                view.name, view.state.value, None if handle is None else handle.pid, is_group=view.is_group
+            )
+            for view, handle in zip(children, handles, strict=True)
         )
 
     def count(self, group: str) -> Counts:

@@ -68,11 +68,12 @@ class Successions:
 
     def awaits_another(self, seat: Seat, worker: WorkerProcess, wait_status: int | None) -> bool:
         """``worker`` is dead. True while one who has taken its place, and is not wanted, has still to end."""
-        successor = self.standbys.successor(seat)
+        if not self._reactor.is_deciding and self.standbys.successor(seat) is not None:
+            self._reactor.step()  # what happened before this death counts for it
+        successor = self.standbys.successor(seat)  # which may not be wanted any more by now
         if successor is None:
             return self.standbys.is_ending(seat)
         if not self._reactor.is_deciding:
-            self._reactor.step()  # what happened before this death counts for it
             ended, now_ns = exit_reason(wait_status), time.monotonic_ns()
             charged = self.is_charged(seat, worker)
             if policy.comes_back_at_once(self._reactor.state, seat.name, ended, now_ns, charged=charged):

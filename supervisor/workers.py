@@ -204,6 +204,8 @@ class Workers:
         """What is known of a device just now."""
         seat = self._seats[name]
         self._successions.catch_up(seat)
+        if self._seats.get(name) is not seat:
+            return seat.handle.ask_facts()  # by what was known and not yet decided upon it has been removed
         child = policy.child(self._reactor.state, name)
         pid = self._standbys.pid_of(name) if self._standbys.has_successor(seat) else None
         if pid is None and seat.worker is not None:
@@ -508,10 +510,10 @@ class Workers:
             self._reactor.step()
 
     def _corrupt(self, seat: Seat, error: JournalCorrupt) -> None:
-        _log.error("%s: %s", seat.name, error)
         self._standbys.successor(seat)  # if there is none yet, there will be none
         if not seat.refused:
             seat.refused = True
+            _log.error("corrupt journal: %s", error)
             self._reactor.post(Refused(seat.name, seat.generation, f"corrupt journal: {error}"))
         if seat.worker is not None:
             self.processes.kill(seat.worker)

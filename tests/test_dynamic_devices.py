@@ -422,3 +422,17 @@ def test_in_process_devices_do_not_come_and_go(diary: Path) -> None:
     with pytest.raises(LocalError, match="in a started supervisor"):
         sup.which_devices()
     sup.close()
+
+
+@pytest.mark.parametrize("look", ["state", "which"])
+def test_given_death_that_is_not_decided_upon_yet_who_asks_meets_its_outcome(diary: Path, look: str) -> None:
+    """A temporary device is removed by its death, which may just have been heard of in another's request."""
+    with census(), Supervisor(board(COUNTING)) as sup:
+        handle = sup.add_device(_device(diary, "passing", restart="temporary"))
+        _until(sup, "passing", "ready")
+        assert sup.kill("passing")
+        while not sup._reactor._events:
+            sup._reactor.poll(10**9, lambda: bool(sup._reactor._events))
+        if look == "which":
+            assert [device.name for device in sup.which_devices()] == ["counter"]
+        assert (handle.state, handle.pid) == ("removed", None)

@@ -310,6 +310,18 @@ def test_given_interrupt_behind_the_store_the_record_counts(half: str) -> None:
             ledger.close()
 
 
+def test_given_successions_the_account_of_blame_is_of_what_is_not_applied_yet() -> None:
+    """It would be looked through, and grow, for as long as nobody dies without a successor."""
+    ledger = Ledger("test", deque(), poison=3, request_timeout_ns=10**9)
+    try:
+        for number in range(100):
+            ledger.put(int(InputKind.POSTED), 0, 0, 4, 1)
+            ledger.settle_succession(number, number + 1, charged=True)  # at work: the number and 1
+            assert list(ledger._blame) == [(number, False)]
+    finally:
+        ledger.close()
+
+
 def test_given_slow_posted_writes_each_is_committed_for_itself() -> None:
     """Two that are in time are not taken together for one that is not."""
     device = 'device: "tests.devices.pressing:Pressing"'

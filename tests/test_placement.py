@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
 from supervisor.config import policy_spec
 from supervisor.host import Supervisor
 from supervisor.placement import avoiding, keep_off_our_core, push_off_our_core
-from supervisor.reactor import Reactor
+from supervisor.policy.events import Start
+from supervisor.reactor import Executor, Reactor
 from supervisor.remote import Overdue, Port, RemoteHandle
 from supervisor.worker.layout import LIFELINE_WORD, OUTPUT_END, PUBLISHED
 from supervisor.worker.lifeline import OWNER_DIED
@@ -173,3 +175,27 @@ def test_given_death_seen_while_waiting_the_journal_may_be_another_afterwards() 
         assert replaced
     finally:
         handle.close()
+
+
+def test_given_interrupt_before_a_decision_the_next_one_is_made() -> None:
+    """Ctrl-C in the host's loop may come at any instruction, and stopping is decided upon after that."""
+
+    class Interrupted:
+        def about_to_decide(self) -> None:
+            raise KeyboardInterrupt
+
+    class Calm:
+        def __getattr__(self, name: str) -> object:
+            return lambda *_arguments: None
+
+    reactor = Reactor(policy_spec(board(COUNTING)))
+    try:
+        reactor.executor = cast(Executor, Interrupted())
+        reactor.post(Start())
+        with pytest.raises(KeyboardInterrupt):
+            reactor.step()
+        reactor.executor = cast(Executor, Calm())
+        assert reactor.step()
+        assert reactor.records
+    finally:
+        reactor.close()
