@@ -8,6 +8,7 @@ nothing to deliver. One that rests cannot change its alarm without stirring, so 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 
 from supervisor.device import NO_ALARM
 from supervisor.handle import DeviceHandle
@@ -21,6 +22,7 @@ class Agenda:
     """Handles that stir, in the order in which they began to, and alarms of those that rest."""
 
     def __init__(self) -> None:
+        self.on_change: Callable[[], None] | None = None  # called where somebody begins to stir
         self._stirring: dict[DeviceHandle, None] = {}
         self._resting_until: dict[DeviceHandle, int] = {}  # its alarm, if it has one (guest ns)
         self._alarms: list[tuple[int, str, int, DeviceHandle]] = []  # a heap; some are no longer so
@@ -28,6 +30,8 @@ class Agenda:
 
     def stir(self, handle: DeviceHandle) -> None:
         """There may be something to do for ``handle``."""
+        if self.on_change is not None:
+            self.on_change()
         self._stirring[handle] = None
         self._resting_until.pop(handle, None)
 

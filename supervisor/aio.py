@@ -26,17 +26,19 @@ async def run_under_asyncio(supervisor: Supervisor) -> Outcome:
     awake = asyncio.Event()
     fd = supervisor.fileno()  # the supervisor may be closed before this task learns of its end
     loop.add_reader(fd, awake.set)
+    supervisor._on_change(awake.set)  # other tasks run while this one sleeps
     try:
         while supervisor.outcome is None:
             supervisor.dispatch(0)
-            awake.clear()
             timeout = supervisor.next_timeout()
+            awake.clear()
             try:
                 async with asyncio.timeout(timeout):
                     await awake.wait()
             except TimeoutError:
                 pass
     finally:
+        supervisor._on_change(None)
         loop.remove_reader(fd)
     return supervisor.outcome
 

@@ -336,6 +336,10 @@ class Supervisor:
 
     # -- inside ----------------------------------------------------------------------------------
 
+    def _on_change(self, callback: Callable[[], None] | None) -> None:
+        """Has ``callback`` called where :meth:`next_timeout` may be another by now."""
+        self._reactor.on_change = self._agenda.on_change = callback
+
     @property
     def _handles(self) -> Mapping[str, DeviceHandle]:
         return self._local if self._workers is None else self._workers.handles

@@ -15,8 +15,8 @@ from supervisor.aio import AsyncDevice
 from supervisor.config import Config
 from supervisor.errors import DeviceGone
 from supervisor.host import Supervisor
-from supervisor.policy.records import DeviceRestarted, OutcomeKind, SupervisorReady
-from tests.chaos import COUNTING, board, census
+from supervisor.policy.records import DeviceKilled, DeviceRestarted, OutcomeKind, SupervisorReady
+from tests.chaos import COUNTING, board, census, until_witnessed
 
 
 @pytest.mark.parametrize("in_process", [False, True])
@@ -98,6 +98,32 @@ def test_given_asyncio_devices_are_awaited_while_other_tasks_run() -> None:
 
     with census():
         asyncio.run(asyncio.wait_for(main(board(COUNTING)), 30))
+
+
+def test_given_asyncio_and_deadline_that_another_task_brings_run_wakes_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it has gone to sleep with may be another when somebody stops a device that does not obey."""
+
+    async def main(config: Config) -> None:
+        with Supervisor(config) as sup:
+            until_witnessed(sup)  # what the start has left would wake it, too
+            while (sup.next_timeout() or 0) < 3600:
+                sup.dispatch(None)
+            watch = asyncio.create_task(sup.run())
+            until = asyncio.get_running_loop().time() + 30
+            await asyncio.sleep(0)  # it sleeps now
+            assert sup.kill("sleepy", send_signal=signal.SIGSTOP)
+            sup.stop_device("sleepy")
+            while sup["sleepy"].state != "down" and asyncio.get_running_loop().time() < until:
+                await asyncio.sleep(0.05)  # nothing of ours has it look
+            assert [event.why for event in sup.events() if isinstance(event, DeviceKilled)]
+            watch.cancel()
+
+    sleepy = 'name: sleepy, device: "tests.devices.counting:Counting", stop_timeout: 100ms'
+    monkeypatch.setattr("supervisor.processes.ZYGOTE_SILENCE_NS", 10**18)
+    with census():
+        asyncio.run(asyncio.wait_for(main(board(sleepy, supervisor="spares: 0")), 40))
 
 
 def test_given_blocking_program_run_returns_when_it_is_over() -> None:
