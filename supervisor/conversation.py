@@ -6,13 +6,14 @@ ours would say breaks the contract. Nothing here waits: a worker whose queue is 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
 
 import msgspec
 
-from supervisor.datasheet import RegisterMap, check_register_map
+from supervisor.datasheet import MOST_OFFSETS, RegisterMap, check_register_map
 from supervisor.errors import LocalError
 from supervisor.handle import Clock
 from supervisor.launch.launcher import WorkerProcess
@@ -23,7 +24,7 @@ from supervisor.processes import BrokenContract
 from supervisor.reactor import Reactor
 from supervisor.seat import MOST_KEPT, Seat, Surroundings
 from supervisor.switchboard import Switchboard
-from supervisor.tube import MAX_FDS_KERNEL, Descriptor, Disconnected, TubeTimeout
+from supervisor.tube import MAX_FDS_KERNEL, Descriptor, Disconnected, TubeSystemError, TubeTimeout
 from supervisor.worker import layout
 from supervisor.worker.journal import JournalCorrupt
 
@@ -38,6 +39,7 @@ _HOPELESS = {
     Failed.PHASE_OPTIONS: "the class refuses its options",
     Failed.PHASE_RESTORE: "the class refuses its state",
 }
+_log = logging.getLogger("tubevisor")
 _decode_map = msgspec.msgpack.Decoder(RegisterMap).decode
 
 
@@ -144,6 +146,8 @@ class Conversation:
                 raise BrokenContract(f"{seat.name} says something unknown")
 
     def _on_ready(self, seat: Seat, worker: WorkerProcess, message: WorkerMessage) -> None:
+        if seat.ready:
+            raise BrokenContract("ready a second time")
         try:
             register_map = _decode_map(message.ready.register_map_msgpack)
         except msgspec.DecodeError as error:
@@ -198,6 +202,8 @@ class Conversation:
         if not self._about_to_change(seat):
             return
         full = message.journal_full
+        if full.register_words > MOST_OFFSETS:
+            raise BrokenContract(f"{full.register_words} words of registers; the limit is {MOST_OFFSETS}")
         try:
             fd = seat.handle.grow(
                 state_bytes=full.state_bytes,
@@ -253,3 +259,6 @@ class Conversation:
             pass  # its death is on the way
         except TubeTimeout:
             self._reactor.post(Silent(seat.name, seat.generation))
+        except TubeSystemError as error:  # what it waits for will never come: the next one may have it
+            _log.warning("%s cannot be told anything: %s: %s", seat.name, error, error.__cause__)
+            worker.kill()

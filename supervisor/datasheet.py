@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 WORD_MASK = 2**64 - 1
+MOST_OFFSETS = 65536  # of a device: 256 KiB of registers of 32 bits
 POSTED_WAY = -1  # in ``AccessTable.writes``; any other number is an index into ``captures``
 
 
@@ -65,8 +66,12 @@ COUNTER_WORDS = 5  # base, since (guest ns), ticks, per (ns), mask
 def check_register_map(register_map: RegisterMap, *, capacity: int) -> None:
     """Raises ``LocalError`` for a map that cannot be: it comes from a worker, and workers are not trusted.
 
-    Every slot that it names must lie within ``register_map.words``, and those within ``capacity``.
+    Every slot that it names must lie within ``register_map.words``, and those within ``capacity``; an entry
+    for each of its offsets is what is made of it.
     """
+    offsets = sum(max(0, entry.count) for entry in register_map.entries)
+    if offsets > MOST_OFFSETS:
+        raise LocalError(f"a map of {offsets} registers; the limit is {MOST_OFFSETS}")
     words = register_map.words
     if not 0 <= words <= capacity:
         raise LocalError(f"{words} register words in a journal with room for {capacity}")

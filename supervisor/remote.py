@@ -414,12 +414,22 @@ class RemoteHandle(DeviceHandle):
             return
         if number is None:
             raise ledger.timeout_fault()
-        ledger.give_up(number, ledger.timeout_fault())
+        self._give_up(number)
+
+    def _give_up(self, number: int) -> None:
+        """Record ``number`` has waited long enough for a process. No worker lives."""
+        try:
+            self.ledger.give_up(number, self.ledger.timeout_fault())
+        except JournalCorrupt as error:
+            self._port.corrupt(error)
 
     def _watch_outstanding(self) -> None:
         """Sees to it that a posted write on which the worker hangs is noticed though nobody waits."""
         published = self._words[PUBLISHED]
         if published == self.ledger.submitted or self._watching_outstanding or self._gone is not None:
+            return
+        if published > self.ledger.submitted:
+            self._disbelieve(f"published {published} of {self.ledger.submitted}")
             return
         self._watching_outstanding = True
         at_ns = time.monotonic_ns() + self._request_timeout_ns
@@ -444,7 +454,7 @@ class RemoteHandle(DeviceHandle):
             ledger.overdue = None
         if overdue is Overdue.NOBODY:  # the policy has it waiting: who asked is told, what was posted stays
             for number in list(ledger.waiters):
-                ledger.give_up(number, ledger.timeout_fault())
+                self._give_up(number)
 
     # -- what comes back -------------------------------------------------------------------------
 

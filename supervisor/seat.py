@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ __all__ = ["MOST_KEPT", "DeviceCrashed", "InputGivenUp", "LogTail", "Seat", "Sur
 LOG_LINES_KEPT = 50  # what a crash report shows: a dump of faulthandler's with its stack
 MOST_KEPT, KEPT_NAME_BYTES = 32, 255  # descriptors of a device: they go to it in one packet
 LOG_LINE_BYTES = 8192  # a longer line is cut: a device that never ends its line fills no memory
+_MARK = re.compile(r"<([0-9]{1,9})>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,8 +292,5 @@ def _umask() -> int:
 
 def _level_of(line: str) -> tuple[int, str]:
     """Splits ``<30>text`` into level and text; a line without a mark was printed."""
-    if line.startswith("<"):
-        mark, found, text = line[1:].partition(">")
-        if found and mark.isdigit():
-            return int(mark), text
-    return logging.INFO, line
+    mark = _MARK.match(line)
+    return (logging.INFO, line) if mark is None else (int(mark[1]), line[mark.end() :])

@@ -27,6 +27,7 @@ _log = logging.getLogger("tubevisor")
 TICKETS_AT_ONCE = 512
 ROOM_AFTER_NS = 2_000_000  # it has taken some of a full queue by then
 LIVES = 5  # of the witness: one that always dies is of no use here
+LONG_LIFE_NS = 60_000_000_000  # after which it does not always die
 
 
 class Witness:
@@ -37,6 +38,7 @@ class Witness:
         self._processes = processes
         self._process: WorkerProcess | None = None
         self._lives = LIVES
+        self._ordered_ns = 0
         self._watched: dict[int, tuple[WorkerProcess, Ledger]] = {}  # by ticket
         self._untold: deque[int] = deque()  # tickets of those of whom it has not heard yet
         self._heirs: dict[int, int] = {}  # tickets, of the one that is watched and of its standby
@@ -76,6 +78,7 @@ class Witness:
         if not self._lives:
             return
         self._lives -= 1
+        self._ordered_ns = time.monotonic_ns()
         try:
             self._process = self._processes.take(self)
         except EnvironmentFault:
@@ -164,11 +167,15 @@ class Witness:
         return False
 
     def on_gone(self, worker: WorkerProcess, wait_status: int | None) -> None:
-        """It is dead itself: another one takes its place."""
+        """It is dead itself: another one takes its place, unless they die one after the other."""
         self._process = None
         self._hang_up()
+        if time.monotonic_ns() - self._ordered_ns > LONG_LIFE_NS:
+            self._lives = LIVES
         if self._watched:
             self._order()
+        if self._process is None and self._lives == 0 and self._watched:
+            _log.warning("the witnesses keep dying; it goes on without: restarts take longer")
 
     def on_fork_failed(self, worker: WorkerProcess, why: str) -> None:
         """It has never lived: the next one may."""

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from supervisor.host import Supervisor
 from supervisor.messages_pb2 import SupervisorMessage
 from supervisor.tube import ProtoTube, QueueFull
+from supervisor.witness import LIVES
 from tests.chaos import board, census
 from tests.devices.unreported import HOLD
 
@@ -140,6 +141,25 @@ def test_given_much_memory_its_successor_starts_before_it_is_given_back() -> Non
                 os.close(pidfd)
             assert time.monotonic() < until, "it is known too late each time"
         assert _serving(sup) != before
+
+
+def test_given_witnesses_that_lived_long_there_is_always_another(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only those that die one after the other are given up, and that is said."""
+    with census(), Supervisor(board(_device("Holding"))) as sup:
+        witness = sup._workers._witness if sup._workers is not None else None
+        assert witness is not None
+        for long_ns, deaths in ((0, 3 * LIVES), (10**18, LIVES)):
+            monkeypatch.setattr("supervisor.witness.LONG_LIFE_NS", long_ns)
+            for _ in range(deaths):
+                while witness._process is None or not witness._process.hello:
+                    sup.dispatch(1)
+                before = witness._process
+                before.kill()
+                while witness._process is before:
+                    sup.dispatch(1)
+            assert ("the witnesses keep dying" in caplog.text) == (witness._process is None) == (long_ns > 0)
 
 
 def _has_all_it_ordered(sup: Supervisor) -> bool:

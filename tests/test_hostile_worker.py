@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,10 +79,12 @@ ATTACKS: dict[str, Ends] = {
     "forged_credentials": broken(r"packet from process \d+, expected from \d+"),
     "second_hello": broken(r"Hello with ticket 1 from pid \d+"),
     # answers what was not asked
-    "unasked_ready": broken("a register map that cannot be"),
+    "unasked_ready": broken("ready a second time"),
     "unasked_answers": corrupt("an answer to 1000000, which nobody asked"),
     "output_of_no_kind": corrupt("an output of kind 99"),
     "irq_of_no_line": corrupt("an edge of interrupt line 30000"),
+    "endless_registers": broken("67108864 words of registers; the limit is 65536"),
+    "needless_growth": broken("hostile: its journal has room for what it asks for"),
     "endless_journal": broken(r"a journal of \d+ bytes; the limit is"),
     "output_end_far_away": corrupt("outputs from 0 to 9223372036854775808"),
     "published_far_away": corrupt("record 0 was applied without a reply|published 9223372036854775808"),
@@ -96,7 +101,7 @@ ATTACKS: dict[str, Ends] = {
     "copy_that_writes": LEFT,
     "forks_away_for_good": LEFT,
 }
-NUISANCES = ("flood", "flood_of_logs", "answers_twice")
+NUISANCES = ("flood", "flood_of_logs", "strange_logs", "answers_twice")
 
 
 @contextlib.contextmanager
@@ -209,6 +214,90 @@ def test_given_bell_that_is_never_answered_nobody_waits_who_rings_it() -> None:
         _wait(sup, lambda _told: len(answers) == 101)
         assert isinstance(answers[0], DeviceFault)
         assert answers[1:] == [value.to_bytes(8, "little") for value in range(2, 102)]
+
+
+@pytest.mark.parametrize("attack", ["asks_for_itself", "asks_for_each_other", "has_many_last_words"])
+@pytest.mark.parametrize("look", ["pid", "dispatch"])
+def test_given_last_words_that_lead_to_the_dead_its_standby_serves(attack: str, look: str) -> None:
+    """They are heard in the middle of its end, which comes once."""
+    hostile = 'device: "tests.devices.hostile:Hostile", standby: true, backoff: {max: 0s}, poison: 2'
+    config = board(
+        f"name: hostile, {hostile}", f"name: other, {hostile}", COUNTING, supervisor="intensity: 9"
+    )
+    with census(), Supervisor(config) as sup:
+        assert sup._workers is not None
+        standbys = sup._workers._standbys
+        names = ("hostile", "other") if attack == "asks_for_each_other" else ("hostile",)
+        _wait(sup, lambda _told: {"hostile", "other"} <= standbys._open.keys())
+        answers: list[object] = []
+        expected = [standbys._by_name[name] for name in names]
+        for name in names:
+            handle = sup[name]
+            assert isinstance(handle, RemoteHandle)
+            handle.submit(InputKind.CALL, answers.append, payload=attack.encode())
+        while not all(standby.has_taken_over for standby in expected):
+            os.sched_yield()
+        for name in names:
+            assert look == "dispatch" or sup[name].pid != 0
+        _wait(sup, lambda _told: len(answers) == len(names))
+        assert all(isinstance(answer, DeviceFault) for answer in answers)
+        for name in names:
+            assert sup[name].read(0x04, 4) == 1
+
+
+def test_given_map_of_registers_without_end_it_is_refused() -> None:
+    """Nothing is made of it: the supervisor would be busy with that for a long time."""
+    with _hostile_and_neighbour(device=HOSTILE.replace(":Hostile", ":LiesWhenItReturns")) as sup:
+        sup.kill("hostile")
+        _wait(sup, _matches(broken("a map of 102400 registers; the limit is 65536")))
+
+
+def test_given_inputs_that_are_gone_while_nobody_serves_who_waits_is_told() -> None:
+    """By the device's end: what somebody asked for cannot be found any more."""
+    device = HOSTILE.replace("max: 0s", "first: 60s, max: 60s") + IMPATIENT
+    with _hostile_and_neighbour(device=device) as sup:
+        handle = sup["hostile"]
+        assert isinstance(handle, RemoteHandle)
+        answers: list[object] = []
+        handle.submit(InputKind.CALL, answers.append, payload=b"forgets_its_inputs")
+        handle.submit(InputKind.READ, answers.append, offset=0x04, size=4)
+        _wait(sup, lambda _told: len(answers) == 2)
+        assert all(isinstance(answer, DeviceGone) for answer in answers)
+        with pytest.raises(DeviceGone, match="corrupt journal"):
+            handle.read(0x04, 4)
+
+
+def test_given_progress_that_cannot_be_it_is_seen_though_nobody_asks() -> None:
+    """A bell that rings for it would have the host's loop spin."""
+    with _hostile_and_neighbour() as sup:
+        sup["hostile"].call_bytes(b"published_further_and_further")
+        _wait(sup, _matches(corrupt(r"published \d+ of \d+")))
+        assert sup.outcome is None
+
+
+def test_given_bell_that_is_shut_for_good_its_device_is_given_up() -> None:
+    """Nobody would ever be woken by it, and it would seem to ring all the time."""
+    with _hostile_and_neighbour() as sup:
+        sup["hostile"].call_bytes(b"shuts_its_door")
+        _wait(sup, _matches(Ends(DeviceCrashed, "its doorbell has been shut, and cannot wake it")))
+        _wait(sup, _matches(Ends(DeviceFailed, "restarts .* are used up")))
+
+
+def test_given_host_that_does_not_ignore_sigpipe_a_bell_that_is_shut_is_no_end() -> None:
+    """Whoever embeds a supervisor may have restored the signal's default."""
+    code = """
+import signal, socket
+from supervisor.worker.doorbell import make_doorbell, ring_doorbell
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+door, bell = make_doorbell()
+socket.socket(fileno=door).shutdown(socket.SHUT_RD)
+ring_doorbell(bell)
+print("alive")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "alive\n"
 
 
 @pytest.mark.parametrize("attack", ["forks_away_for_good", "tube_held_by_a_grandchild", "copy_that_writes"])

@@ -18,6 +18,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -196,7 +197,7 @@ static PyObject *mailbox_take_value(Mailbox *self, PyObject *const *arguments, P
     fence();
     if (load(&words[WORKER_SLEEPS])) { /* it may wait for room; if the bell is full, it rings */
         const uint64_t once = 1;
-        ssize_t rung = write((int)wanted[2], &once, sizeof once);
+        ssize_t rung = send((int)wanted[2], &once, sizeof once, MSG_DONTWAIT | MSG_NOSIGNAL);
         (void)rung;
     }
     return PyLong_FromUnsignedLongLong(value);

@@ -13,6 +13,8 @@ import os
 import socket
 from typing import Final
 
+from supervisor.errors import LocalError
+
 __all__ = ["answer_door", "make_doorbell", "ring_doorbell"]
 
 QUEUE_BYTES: Final = 4608  # of kernel memory for what is not read yet: the least
@@ -30,11 +32,21 @@ def make_doorbell() -> tuple[int, int]:
 
 def ring_doorbell(bell: int) -> None:
     """Wakes who waits at the other end, if anybody does."""
-    with contextlib.suppress(BlockingIOError, BrokenPipeError):
-        os.write(bell, RING)
+    own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=bell)
+    try:
+        own.send(RING, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)  # who embeds us may not ignore SIGPIPE
+    except (BlockingIOError, BrokenPipeError):
+        pass
+    finally:
+        own.detach()
 
 
 def answer_door(door: int) -> None:
-    """Takes what has been rung, so that the next ring wakes again. Never waits where ``door`` is readable."""
+    """Takes what has been rung, so that the next ring wakes again. Never waits where ``door`` is readable.
+
+    Raises :class:`~supervisor.errors.LocalError` where it never rings again: a process before this one has
+    shut it, and it would be readable for good.
+    """
     with contextlib.suppress(BlockingIOError):
-        os.read(door, READ_BYTES)
+        if not os.read(door, READ_BYTES):
+            raise LocalError("its doorbell has been shut, and cannot wake it")

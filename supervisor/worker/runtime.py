@@ -305,7 +305,7 @@ class Runtime:
         """``watched``: one has been served already, and its effects are to be committed."""
         for fd, _mask in ready:
             if fd == self._door_fd:
-                answer_door(fd)
+                self._answer_door()
             elif fd == self._conversation.fileno():
                 self._conversation.hear(0)
             elif fd in self._watched:
@@ -317,6 +317,12 @@ class Runtime:
         if watched:
             self._looks_again = True
             self._commit(self._committer.applied, Failed.PHASE_REQUEST)
+
+    def _answer_door(self) -> None:
+        try:
+            answer_door(self._door_fd)
+        except LocalError as error:
+            raise DeviceCrashed(Failed.PHASE_REQUEST) from error
 
     def _handle_watched(self, handler: Callable[[], None]) -> None:
         try:
@@ -331,7 +337,7 @@ class Runtime:
     def wait_for_bell(self) -> None:
         ready = [fd for fd, _mask in self._epoll.poll(self._timeout_s)]
         if self._door_fd in ready:
-            answer_door(self._door_fd)
+            self._answer_door()
         if self._conversation.fileno() in ready:
             self._conversation.hear(0)
 

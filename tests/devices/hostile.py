@@ -9,9 +9,13 @@ import os
 import signal
 import socket
 import struct
+import threading
 import time
 from typing import Any
 
+import msgspec
+
+from supervisor.datasheet import Access, RegisterEntry, RegisterMap
 from supervisor.messages_pb2 import WorkerMessage
 from supervisor.tube import ProtoTube
 from supervisor.tube.memfd import SEALS
@@ -97,6 +101,12 @@ class Hostile(Counting):
     def _attack_unasked_ready(self) -> None:
         self._tell(ready={"register_map_msgpack": b"\xc1\xc1\xc1"})
 
+    def _attack_endless_registers(self) -> None:
+        self._tell(journal_full={"register_words": 2**26})
+
+    def _attack_needless_growth(self) -> None:
+        self._tell(journal_full={"state_bytes": 1})
+
     def _attack_endless_journal(self) -> None:
         self._tell(journal_full={"state_bytes": 2**62, "output_bytes": 2**62})
 
@@ -173,6 +183,24 @@ class Hostile(Counting):
             tube.send_proto(message, timeout=5)
         signal.pause()
 
+    def _attack_asks_for_itself(self) -> None:
+        """Its last words lead back to itself."""
+        self._tell(connect={"peer": self.ctx.name})
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _attack_asks_for_each_other(self) -> None:
+        """With two of them, whose last words lead to one another."""
+        self._tell(connect={"peer": "other" if self.ctx.name == "hostile" else "hostile"})
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _attack_has_many_last_words(self) -> None:
+        """More than are heard at once, before those that lead back to itself."""
+        for _ in range(100):
+            self._tell(stopped={})
+        for _ in range(40):
+            self._tell(connect={"peer": self.ctx.name})
+        os.kill(os.getpid(), signal.SIGKILL)
+
     def _attack_answers_nothing(self) -> None:
         """Awake, and its heart beats; but nothing ever comes of it."""
         while True:
@@ -196,6 +224,10 @@ class Hostile(Counting):
         for _ in range(2_000):
             os.write(2, line)
         os.write(1, b"y" * 100_000)
+
+    def _attack_strange_logs(self) -> None:
+        """Marks of a level that are none."""
+        os.write(2, "<²>two\n<>none\n".encode() + b"<" + b"9" * 5000 + b">many\n<99999999999999999999>x\n")
 
     def _attack_reads_nothing(self) -> None:
         """Alive, and deaf: nothing is ever answered again."""
@@ -234,6 +266,30 @@ class Hostile(Counting):
         self._words[layout.OUTPUT_END] = 2**63
         signal.pause()
 
+    def _attack_published_further_and_further(self) -> None:
+        """Once it has answered, with nobody waiting."""
+        threading.Thread(target=self._publish_more_and_more, daemon=True).start()
+
+    def _publish_more_and_more(self) -> None:
+        words, runtime = self._words, self.ctx._loop  # type: ignore[attr-defined]
+        while words[layout.PUBLISHED] == 0:
+            os.sched_yield()
+        while True:
+            words[layout.PUBLISHED] += 1
+            os.eventfd_write(runtime._answer_fd, 1)
+
+    def _attack_forgets_its_inputs(self) -> None:
+        runtime: Any = self.ctx._loop  # type: ignore[attr-defined]
+        inputs = runtime._committer.journal.inputs
+        for index in range(len(inputs)):
+            inputs[index] = 0
+        os._exit(1)
+
+    def _attack_shuts_its_door(self) -> None:
+        """For itself and for all that come after."""
+        runtime: Any = self.ctx._loop  # type: ignore[attr-defined]
+        socket.socket(fileno=os.dup(runtime._door_fd)).shutdown(socket.SHUT_RD)
+
     def _attack_published_far_away(self) -> None:
         self._words[layout.PUBLISHED] = 2**63
         os._exit(1)
@@ -243,3 +299,13 @@ class Hostile(Counting):
         view = runtime._committer.journal.bytes
         view[: len(view)] = b"\xff" * len(view)
         os._exit(1)
+
+
+class LiesWhenItReturns(Hostile):
+    """Its second process claims a map of registers without end, each of which may be."""
+
+    def start(self, ctx: Any) -> None:
+        if ctx.restarts:
+            entry = RegisterEntry("R", 0, 512, 4, 4, 0, Access.PLAIN, Access.REQUEST)
+            lie = RegisterMap((entry,) * 200, 512)
+            self._tell(ready={"register_map_msgpack": msgspec.msgpack.encode(lie)})
