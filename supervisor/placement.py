@@ -16,6 +16,7 @@ from collections.abc import Iterator
 __all__ = ["avoiding", "keep_off_our_core", "push_off_our_core"]
 
 _here = ctypes.CDLL(None).sched_getcpu
+_everywhere = os.sched_getaffinity(0)  # before anybody who embeds us has bound itself to a core
 
 
 def keep_off_our_core(pid: int) -> None:
@@ -36,12 +37,15 @@ def push_off_our_core(pid: int) -> bool:
 
 @contextlib.contextmanager
 def avoiding(core: int | None, pid: int) -> Iterator[None]:
-    """What wakes process ``pid`` in here wakes it on another core than ``core``, if there is one for it."""
+    """What wakes process ``pid`` in here wakes it on another core than ``core``, if there is one for it.
+
+    One that may not run everywhere is left alone: somebody else may be at this, and will undo it.
+    """
     allowed: set[int] = set()
     with contextlib.suppress(OSError):
         if core is not None and pid:
             before = os.sched_getaffinity(pid)
-            if _leave(pid, core, before) and core in before:  # or it is not ours to undo
+            if before == _everywhere and _leave(pid, core, before):
                 allowed = before
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import cast
 
 import pytest
 
+from supervisor import placement
 from supervisor.config import policy_spec
 from supervisor.host import Supervisor
 from supervisor.placement import avoiding, keep_off_our_core, push_off_our_core
@@ -66,6 +68,25 @@ def test_given_process_that_is_gone_it_is_no_error() -> None:
     assert not push_off_our_core(NOBODY)
     with avoiding(0, NOBODY):
         pass
+
+
+def test_given_two_who_keep_one_off_a_core_at_once_it_may_run_everywhere_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The witness and the supervisor may both wake a standby, and see its predecessor on different cores."""
+    allowed = {7: set(range(4))}
+    monkeypatch.setattr(placement, "_everywhere", set(range(4)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(allowed[pid]))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: allowed.update({pid: set(cores)}))
+    for first, second in ((0, 1), (1, 0), (2, 2)):
+        one, other = contextlib.ExitStack(), contextlib.ExitStack()
+        one.enter_context(avoiding(first, 7))
+        assert allowed[7] == set(range(4)) - {first}
+        other.enter_context(avoiding(second, 7))
+        assert first not in allowed[7]
+        one.close()
+        other.close()
+        assert allowed[7] == set(range(4))
 
 
 @pytest.mark.chaos
