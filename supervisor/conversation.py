@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from supervisor import policy
 from supervisor.datasheet import MOST_OFFSETS, RegisterMap, check_register_map
 from supervisor.errors import LocalError
 from supervisor.handle import Clock
@@ -104,6 +105,7 @@ class Conversation:
         """The worker is to commit what is submitted, and to leave."""
         message = SupervisorMessage(generation=seat.generation)
         message.stop.SetInParent()
+        self._switchboard.waits_no_longer(seat.name, "this one is to stop")
         self._tell(seat, message)
 
     def attach(self, seat: Seat, attach: Attach, descriptors: tuple[object, ...]) -> None:
@@ -114,6 +116,10 @@ class Conversation:
     def hang_up(self, seat: Seat) -> None:
         """The worker is gone: other devices cannot reach it any more."""
         self._switchboard.unplug(seat.name)
+
+    def stays_away(self, seat: Seat, why: str) -> None:
+        """The device will not be there by itself."""
+        self._switchboard.stays_away(seat.name, why)
 
     def hear(
         self, seat: Seat, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]
@@ -233,7 +239,12 @@ class Conversation:
             self._tell(seat, message, ends)
 
         self._catch_up(peer)
-        self._switchboard.connect(seat.name, peer, answer)
+        may_wait = seat.ready and not seat.stop_wanted  # in its start it may be what the other one waits for
+        self._switchboard.connect(seat.name, peer, answer, waits=may_wait and self._comes_back(peer))
+
+    def _comes_back(self, name: str) -> bool:
+        tree = self._reactor.state
+        return tree.knows(name) and name not in tree.nodes and policy.is_wanted(tree, name)
 
     def _hand_over(
         self, seat: Seat, worker: WorkerProcess, message: WorkerMessage, descriptors: list[Descriptor]

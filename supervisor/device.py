@@ -76,7 +76,11 @@ class Context(Protocol):
         """Hands bytes to whoever listens to this device (a console, a trace). Never dropped."""
 
     def connect(self, name: str) -> Any:
-        """A Tube to the device called ``name``, which gets the other end from its own ``connect``."""
+        """A Tube to the device called ``name``, which gets the other end from its own ``connect``.
+
+        Waits while that is being restarted, but not in ``start``. Raises
+        :class:`~supervisor.errors.LocalError` where it is not there and will not be.
+        """
 
     def hand_over(self, target_pid: int, fd: int) -> None:
         """Has the supervisor hand a descriptor to the device in process ``target_pid`` (its ``handed``).

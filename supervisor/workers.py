@@ -177,6 +177,7 @@ class Workers:
         seat.refused = True  # nothing is said of it any more
         self._dismiss_standby(seat)
         seat.handle.go(why or "the device was removed")
+        self._conversation.stays_away(seat, why or "it was removed")
         seat.keep_nothing()
         self._reactor.unwatch(seat.handle.ledger.answer_fd)
         self._keepers.forget(name)
@@ -382,6 +383,7 @@ class Workers:
         for device in policy.devices_in(tree, name) if name in tree.nodes else (name,):
             self._dismiss_standby(self._seats[device])
             self._seats[device].handle.go(reason)
+            self._conversation.stays_away(self._seats[device], reason)
             self._seats[device].keep_nothing()
             self._keepers.worker_stays_away(device)
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import pytest
+
+from supervisor.errors import DeviceFault
+from supervisor.events import DeviceKilled
 from supervisor.host import Supervisor
+from supervisor.remote import RemoteHandle
+from supervisor.worker.records import InputKind
 from tests.chaos import board, census
+
+SLOW = ", backoff: {first: 20ms, factor: 1, max: 20ms}"  # to come back, so that it is asked for meanwhile
 
 
 @contextlib.contextmanager
-def _running() -> Iterator[tuple[Supervisor, list[tuple[str, str]]]]:
+def _running(**more: str) -> Iterator[tuple[Supervisor, list[tuple[str, str]]]]:
     heard: list[tuple[str, str]] = []
     devices = [
-        f'name: {name}, device: "tests.devices.talking:Talking", backoff: {{max: 0s}}' for name in ("a", "b")
+        f'name: {name}, device: "tests.devices.talking:Talking"{more.get(name, ", backoff: {max: 0s}")}'
+        for name in ("a", "b")
     ]
-    with census(), Supervisor(board(*devices)) as sup:
+    with census(), Supervisor(board(*devices, supervisor="intensity: 99")) as sup:
         for name in ("a", "b"):
             sup[name].on_output(lambda data, name=name: heard.append((name, data.decode())))  # type: ignore[misc]
         yield sup, heard
@@ -50,6 +59,72 @@ def test_given_one_of_two_killed_the_other_sees_the_end_and_they_can_meet_again(
         sup["a"].call_bytes(b"connect b")
         sup["a"].call_bytes(b"say b again")
         _until(sup, heard, ("b", "a: again"))
+
+
+def test_given_device_that_is_being_restarted_who_connects_to_it_waits() -> None:
+    """As a request does. Its own death on the way, or the other's, makes no difference to who asked."""
+    with _running(b=SLOW) as (sup, _heard):
+        for _ in range(5):
+            _kill(sup, "b")
+            pid_b = sup["a"].call_bytes(b"connect b")
+            assert sup["b"].call_bytes(b"pid") == pid_b
+        for _ in range(5):
+            _kill(sup, "b")
+            answers = _asked(sup, "a", b"connect b")
+            assert sup.kill("a", charged=False) is not None
+            while not answers:
+                sup.dispatch(1)
+            assert answers == [sup["b"].call_bytes(b"pid")]
+
+
+def test_given_two_that_connect_to_each_other_while_one_is_restarted_they_meet() -> None:
+    """The one that waits has its end from what the other one asks for."""
+    with _running(b=SLOW) as (sup, heard):
+        for turn in range(5):
+            _kill(sup, "b")
+            asked = _asked(sup, "a", b"connect b"), _asked(sup, "b", b"connect a")
+            while not all(asked):
+                sup.dispatch(1)
+            sup["b"].call_bytes(b"say a turn %d" % turn)
+            _until(sup, heard, ("a", f"b: turn {turn}"))
+
+
+@pytest.mark.parametrize("ends", ["peer", "asker"])
+def test_given_device_that_does_not_come_back_who_connects_to_it_is_told(ends: str) -> None:
+    """Whoever waits for it learns that it stays away, and whoever is to stop itself waits no longer."""
+    with _running(b=", backoff: {first: 1h, max: 1h}") as (sup, _heard):
+        _kill(sup, "b")
+        answers = _asked(sup, "a", b"try connect b")
+        assert sup._workers is not None
+        while not sup._workers._conversation._switchboard._waiting:
+            sup.dispatch(1)
+        sup.events()
+        if ends == "peer":
+            sup.stop_device("b")
+            while not answers:
+                sup.dispatch(1)
+            assert answers == [b"LocalError: connect('b'): device 'b' is gone: the device is stopped"]
+        else:
+            sup.stop_device("a")
+            while sup["a"].state != "down":
+                sup.dispatch(1)
+            assert not [event for event in sup.events() if isinstance(event, DeviceKilled)]
+
+
+def _kill(sup: Supervisor, name: str) -> None:
+    """Returns once the death is known; on a busy machine it may be back by then."""
+    generation = sup[name].generation
+    assert sup.kill(name) is not None
+    while sup[name].state == "ready" and sup[name].generation == generation:
+        sup.dispatch(1)
+
+
+def _asked(sup: Supervisor, name: str, request: bytes) -> list[bytes | DeviceFault]:
+    """A call that nobody waits for; its answer will be in what is returned."""
+    handle, answers = sup[name], list[bytes | DeviceFault]()
+    assert isinstance(handle, RemoteHandle)
+    handle.submit(InputKind.CALL, answers.append, payload=request)
+    return answers
 
 
 def test_given_pid_of_another_device_hand_over_delivers_the_descriptor() -> None:

@@ -26,8 +26,13 @@ class Talking(Device):
             case b"connect":
                 name = rest.decode()
                 tube = self._peers[name] = self.ctx.connect(name)
-                self.ctx.watch(tube.fileno(), lambda: self._on_tube(name))
+                self.ctx.watch(tube.fileno(), lambda: self._on_tube(name, tube))
                 return str(tube.target_pid).encode()
+            case b"try":
+                try:
+                    return self.call(rest)
+                except Exception as error:
+                    return f"{type(error).__name__}: {error}".encode()
             case b"say":
                 name, _, text = rest.decode().partition(" ")
                 self._peers[name].send(text, timeout=1)
@@ -64,8 +69,7 @@ class Talking(Device):
         self._handed.append(descriptor)
         self.ctx.emit(b"handed")
 
-    def _on_tube(self, name: str) -> None:
-        tube = self._peers[name]
+    def _on_tube(self, name: str, tube: Any) -> None:
         try:
             text = tube.recv(str, timeout=0)
         except Exception as error:
