@@ -65,6 +65,8 @@ class Rig:
         self.actions: list[Action] = []
         """What the last step ordered."""
         self.history: list[Action] = []
+        self.reported: list[tuple[Record, str]] = []
+        """Each record, and the group in which its subject was then."""
         self.inputs: list[tuple[Event, int, float]] = []
         self.outcome: Outcome | None = None
 
@@ -85,6 +87,10 @@ class Rig:
             del self.processes[event.name]
         for action in actions:
             self._carry_out(action)
+            if isinstance(action, Report):
+                name = getattr(action.record, "name", "")
+                group = self.tree.group_of.get(name, before.group_of.get(name, ROOT))
+                self.reported.append((action.record, group))
         self.actions = list(actions)
         self.history += actions
         return self.actions
