@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from google.protobuf.message import Message
 
 from supervisor.host import Supervisor
-from supervisor.messages_pb2 import SupervisorMessage
+from supervisor.launch.launcher import Launcher
+from supervisor.messages_pb2 import SupervisorMessage, WorkerMessage
 from supervisor.tube import ProtoTube, QueueFull
 from supervisor.witness import LIVES
-from tests.chaos import board, census
+from tests.chaos import board, census, open_descriptors
 from tests.devices.unreported import HOLD
 
 PID = 0x00
@@ -160,6 +163,47 @@ def test_given_witnesses_that_lived_long_there_is_always_another(
                 while witness._process is before:
                     sup.dispatch(1)
             assert ("the witnesses keep dying" in caplog.text) == (witness._process is None) == (long_ns > 0)
+
+
+def test_given_process_that_is_forgotten_before_its_fork_is_reported_the_report_has_its_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that is lost for want of one would be the end of the zygote, and so of all others."""
+    hold = tmp_path / "hold"
+    os.mkfifo(hold)
+    monkeypatch.setenv(HOLD, str(hold))
+    with census():
+        launcher = Launcher(["tests.devices.unreported"])
+        worker = launcher.fork()
+        try:
+            hello = worker.tube.recv_proto_with_fds(WorkerMessage, timeout=DEADLINE_S)
+            with hello.pidfd or contextlib.nullcontext():
+                assert launcher.learns(worker, hello.descriptors[0])
+            worker.kill()
+            launcher.forget(worker)
+            launcher.reports()
+            with hold.open("wb"):
+                hold.unlink()
+            select.select([launcher.fileno()], [], [], DEADLINE_S)
+            with _all_descriptors_taken():
+                assert launcher.reports() == []
+            assert launcher.running
+        finally:
+            worker.close()
+            launcher.close()
+
+
+@contextlib.contextmanager
+def _all_descriptors_taken() -> Iterator[None]:
+    """Nobody can have one unless another is closed."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 2, limits[1]))
+    with contextlib.ExitStack() as taken:
+        taken.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        with contextlib.suppress(OSError):
+            while True:
+                taken.callback(os.close, os.dup(0))
+        yield
 
 
 def _has_all_it_ordered(sup: Supervisor) -> bool:

@@ -106,7 +106,7 @@ class Launcher:
         self._preload = tuple(preload)
         self._tickets = 0
         self._waiting: deque[tuple[WorkerProcess, tuple[Any, ...]]] = deque()
-        self._ordered: dict[int, WorkerProcess] = {}
+        self._ordered: dict[int, WorkerProcess | None] = {}  # of whom no report has come; ``None``: forgotten
         self._alive: dict[int, WorkerProcess] = {}
         self._kept_free: list[int] = []
         self._process: Any = None
@@ -260,7 +260,7 @@ class Launcher:
 
     def awaits_exit(self, worker: WorkerProcess) -> bool:
         """True while the zygote that forked ``worker`` lives and has not reported its end."""
-        return worker.ticket in self._alive or worker.ticket in self._ordered
+        return worker.ticket in self._alive or self._ordered.get(worker.ticket) is not None
 
     def read_exit(self, worker: WorkerProcess) -> int | None:
         """The wait status of a dead worker whose zygote is gone, if the kernel still knows it."""
@@ -269,9 +269,10 @@ class Launcher:
         return worker.wait_status
 
     def forget(self, worker: WorkerProcess) -> None:
-        """The worker is done with; late reports about it are of no interest."""
+        """The worker is done with. A late report of it is of no interest, but has to have room."""
         self._alive.pop(worker.ticket, None)
-        self._ordered.pop(worker.ticket, None)
+        if worker.ticket in self._ordered:
+            self._ordered[worker.ticket] = None
 
     def kill_zygote(self) -> None:
         """SIGKILL for the zygote, if there is one; what follows is in the reports."""
@@ -370,9 +371,9 @@ class Launcher:
         if not self._ready:
             why = f"the zygote ended with exit code {exitcode} before it was ready"
             failed += self._refuse_waiting(why)
-            failed += [ForkFailed(worker, why) for worker in self._ordered.values()]
+            failed += [ForkFailed(worker, why) for worker in self._ordered.values() if worker is not None]
         else:
-            for worker in self._ordered.values():
+            for worker in filter(None, self._ordered.values()):
                 worker.lost = True
         self._ordered.clear()
         return failed
