@@ -222,7 +222,7 @@ class Ledger:
         self._acquit(applied)
         blamed = number, _firing = _at_work(handling)
         if charged and applied <= number < self.submitted:
-            self._blame[blamed] = self._blame.get(blamed, 0) + 1
+            self._charge(blamed)
         self.collect()
 
     @property
@@ -248,13 +248,18 @@ class Ledger:
                 given_up.append(self._drop_alarms(handling, fault))
         elif guilty and charged:
             blamed = (handling, firing)
-            count = self._blame[blamed] = self._blame.get(blamed, 0) + 1
+            count = self._charge(blamed)
             if count >= self._poison:
                 what = self._describe_input(handling, firing=firing)
                 fault = DeviceError(f"{self.name}: {what} has killed {count} workers; it was dropped")
                 give_up = self._drop_alarms if firing else self.give_up
                 given_up.append(give_up(handling, fault))
         return given_up
+
+    def _charge(self, blamed: tuple[int, bool]) -> int:
+        """One more death while that was at work; returns how many by now."""
+        count = self._blame[blamed] = self._blame.get(blamed, 0) + 1
+        return count
 
     def _acquit(self, applied: int) -> None:
         """What has been applied has killed nobody in the end."""

@@ -120,8 +120,7 @@ class Reactor:
         """Calls ``callback`` once host time (monotonic ns) has reached ``at_ns``."""
         timer = Timer(at_ns, callback)
         heapq.heappush(self._timers, timer)
-        if self.on_change is not None:
-            self.on_change()
+        self._changed()
         return timer
 
     # -- the loop --------------------------------------------------------------------------------
@@ -129,17 +128,19 @@ class Reactor:
     def post(self, event: Event) -> None:
         """Queues an event for the policy; it is stepped in this or the next :meth:`poll`."""
         self._events.append(event)
-        if self.on_change is not None:
-            self.on_change()
+        self._changed()
 
     def publish(self, record: Record) -> None:
         """Adds a lifecycle record."""
         self.fresh = True
         self.records.append(record)
         self.news.append(record)
+        self._changed()
+        self.executor.published(record)
+
+    def _changed(self) -> None:
         if self.on_change is not None:
             self.on_change()
-        self.executor.published(record)
 
     def timeout_ns(self) -> int | None:
         """How long (ns) until :meth:`poll` has something to do even if no descriptor becomes ready."""

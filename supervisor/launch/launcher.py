@@ -178,7 +178,9 @@ class Launcher:
         self._ready = self._leaving = False
 
     def fork(self, *, spare: bool = False) -> WorkerProcess:
-        """Orders a worker; :class:`Forked` or :class:`ForkFailed` follows. Starts a zygote if there is none.
+        """Orders a worker; :class:`Forked` or :class:`ForkFailed` follows, unless it :meth:`learns` before.
+
+        Starts a zygote if there is none.
 
         ``spare``: nobody waits for it, so it takes its time to get ready.
         Raises :class:`~supervisor.errors.EnvironmentFault` where the system has no descriptors left.
