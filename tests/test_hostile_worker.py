@@ -283,6 +283,21 @@ def test_given_bell_that_is_shut_for_good_its_device_is_given_up() -> None:
         _wait(sup, _matches(Ends(DeviceFailed, "restarts .* are used up")))
 
 
+def test_given_host_with_a_default_timeout_a_bell_that_is_full_is_not_waited_for() -> None:
+    """Whoever embeds a supervisor may have set one for sockets of its own: here it never comes to an end."""
+    code = """
+import socket
+from supervisor.worker.doorbell import make_doorbell, ring_doorbell
+socket.setdefaulttimeout(1e6)
+door, bell = make_doorbell()
+for _ in range(10_000):
+    ring_doorbell(bell)
+print("alive")
+"""
+    run = [sys.executable, "-c", code]
+    assert subprocess.run(run, capture_output=True, timeout=60, check=True).stdout == b"alive\n"
+
+
 def test_given_host_that_does_not_ignore_sigpipe_a_bell_that_is_shut_is_no_end() -> None:
     """Whoever embeds a supervisor may have restored the signal's default."""
     code = """

@@ -32,7 +32,8 @@ def make_doorbell() -> tuple[int, int]:
 
 def ring_doorbell(bell: int) -> None:
     """Wakes who waits at the other end, if anybody does."""
-    own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=bell)
+    # As one that does not block, or the default timeout of who embeds us would be waited for.
+    own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, fileno=bell)
     try:
         own.send(RING, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)  # who embeds us may not ignore SIGPIPE
     except (BlockingIOError, BrokenPipeError):
